@@ -1,0 +1,2 @@
+//! netdump.
+fn main() {}
