@@ -1,0 +1,277 @@
+//! The datagram: a clear header that can be read alone, and a sealed payload.
+//!
+//! ```text
+//!  byte 0        4     5      6        8        16          24               32
+//!       +--------+-----+------+--------+--------+-----------+----------------+-------------------+-----+
+//! first | magic  |kind |flags |attempt | key id | arming id | packet number  | sealed payload ...| tag |
+//! data  +--------+-----+------+--------+--------+-----------+----------------+-------------------+-----+
+//! reply | same header, kind = 3                             |                | incarnation (16)  | sealed ... | tag |
+//! ```
+//! All integers are little-endian. The header (and the incarnation) is the seal's associated data.
+//! Parsing judges everything it returns: a [`Header`] is well formed, but only [`open_client`] or [`open_server`]
+//! says that it is genuine.
+
+use chacha20poly1305::aead::AeadInOut;
+use chacha20poly1305::aead::inout::InOutBuf;
+use chacha20poly1305::{ChaCha20Poly1305, KeyInit, XChaCha20Poly1305};
+use zerocopy::little_endian::{U16, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::keys::KEY_BYTES;
+use crate::units::{ArmingId, KeyId, PacketNumber, SessionId};
+
+/// The UDP port of both ends.
+pub const PORT: u16 = 6666;
+/// First bytes of every datagram. The first one is no text (netconsole) and no version or magic of the 2002 protocol.
+pub const MAGIC: [u8; 4] = [0xFE, b'N', b'D', 1];
+/// Bytes of the clear header.
+pub const HEADER_BYTES: usize = size_of::<RawHeader>();
+/// Bytes of the Poly1305 tag that ends every datagram.
+pub const TAG_BYTES: usize = 16;
+/// Bytes a client datagram has beside its share of the stream.
+pub const CLIENT_OVERHEAD: usize = HEADER_BYTES + TAG_BYTES;
+/// Bytes of a server's incarnation.
+pub const INCARNATION_BYTES: usize = 16;
+/// Bytes a reply has beside its payload.
+pub const SERVER_OVERHEAD: usize = HEADER_BYTES + INCARNATION_BYTES + TAG_BYTES;
+/// The largest UDP payload anybody sends: an MTU of 9000 less IPv4 and UDP headers.
+pub const DATAGRAM_BYTES_MAX: usize = 9000 - 28;
+/// The smallest UDP payload a client may be configured for: an MTU of 576 less the largest IPv4 and UDP headers.
+pub const DATAGRAM_BYTES_MIN: usize = 508;
+
+/// What a datagram is, readable before it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// From a client: the first packet of an attempt. Its packet number is where the attempt's stream begins.
+    First,
+    /// From a client: a later packet of an attempt.
+    Data,
+    /// From a server.
+    Reply,
+}
+
+/// The clear header of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the datagram is.
+    pub kind: Kind,
+    /// Which attempt of the session it belongs to; starting over counts up from zero.
+    pub attempt: u16,
+    /// The session.
+    pub session: SessionId,
+    /// The packet's number in its direction.
+    pub number: PacketNumber,
+}
+
+/// Why a datagram was not taken, by blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// The seal is broken: altered on the way, forged, or sealed with another key.
+    BadSeal,
+    /// The magic is ours, but of another version: byte 3 is given.
+    OtherVersion(u8),
+    /// The first bytes are not ours: something else's datagram.
+    NotOurs,
+    /// Longer than [`DATAGRAM_BYTES_MAX`]; the length is given.
+    TooLong(usize),
+    /// Shorter than header and tag; the length is given.
+    Truncated(usize),
+    /// A kind this version does not know.
+    UnknownKind(u8),
+    /// A flag this version does not know.
+    UnknownFlags(u8),
+    /// A kind that the other side sends.
+    WrongDirection(Kind),
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawHeader {
+    magic: [u8; 4],
+    kind: u8,
+    flags: u8,
+    attempt: U16,
+    key: U64,
+    arming: U64,
+    number: U64,
+}
+
+impl Header {
+    /// Reads the clear header of `datagram`.
+    pub fn parse(datagram: &[u8]) -> Result<Self, Reject> {
+        let length = datagram.len();
+        let Some(magic) = datagram.first_chunk::<4>() else {
+            return Err(Reject::Truncated(length));
+        };
+        let [m0, m1, m2, version] = *magic;
+        let [o0, o1, o2, our_version] = MAGIC;
+        if [m0, m1, m2] != [o0, o1, o2] {
+            return Err(Reject::NotOurs);
+        }
+        if version != our_version {
+            return Err(Reject::OtherVersion(version));
+        }
+        if length > DATAGRAM_BYTES_MAX {
+            return Err(Reject::TooLong(length));
+        }
+        let Ok((raw, rest)) = RawHeader::ref_from_prefix(datagram) else {
+            return Err(Reject::Truncated(length));
+        };
+        if raw.flags != 0 {
+            return Err(Reject::UnknownFlags(raw.flags));
+        }
+        let (kind, rest_min) = match raw.kind {
+            1 => (Kind::First, TAG_BYTES),
+            2 => (Kind::Data, TAG_BYTES),
+            3 => (Kind::Reply, INCARNATION_BYTES + TAG_BYTES),
+            other => return Err(Reject::UnknownKind(other)),
+        };
+        if rest.len() < rest_min {
+            return Err(Reject::Truncated(length));
+        }
+        let session = SessionId {
+            key: KeyId(raw.key.get()),
+            arming: ArmingId(raw.arming.get()),
+        };
+        let number = PacketNumber(raw.number.get());
+        Ok(Self {
+            kind,
+            attempt: raw.attempt.get(),
+            session,
+            number,
+        })
+    }
+
+    fn raw(&self) -> RawHeader {
+        let kind = match self.kind {
+            Kind::First => 1,
+            Kind::Data => 2,
+            Kind::Reply => 3,
+        };
+        RawHeader {
+            magic: MAGIC,
+            kind,
+            flags: 0,
+            attempt: self.attempt.into(),
+            key: self.session.key.0.into(),
+            arming: self.session.arming.0.into(),
+            number: self.number.0.into(),
+        }
+    }
+}
+
+/// Seals a client datagram in place: `buffer` holds `payload` stream bytes at offset [`HEADER_BYTES`]; header and tag
+/// are written around them. Returns the datagram's length, or `None` if `buffer` is too small, which a caller that
+/// sized it by [`CLIENT_OVERHEAD`] never sees.
+#[must_use]
+pub fn seal_client(
+    key: &[u8; KEY_BYTES],
+    header: &Header,
+    buffer: &mut [u8],
+    payload: usize,
+) -> Option<usize> {
+    let (head, rest) = buffer.split_at_mut_checked(HEADER_BYTES)?;
+    let (body, rest) = rest.split_at_mut_checked(payload)?;
+    let tag = rest.first_chunk_mut::<TAG_BYTES>()?;
+    header.raw().write_to(head).ok()?;
+    let sealed = ChaCha20Poly1305::new(&(*key).into())
+        .encrypt_inout_detached(
+            &client_nonce(header.number).into(),
+            head,
+            InOutBuf::from(body),
+        )
+        .ok()?;
+    *tag = sealed.into();
+    CLIENT_OVERHEAD.checked_add(payload)
+}
+
+/// Opens a client datagram in place and returns its share of the stream.
+pub fn open_client<'a>(
+    key: &[u8; KEY_BYTES],
+    header: &Header,
+    datagram: &'a mut [u8],
+) -> Result<&'a mut [u8], Reject> {
+    if header.kind == Kind::Reply {
+        return Err(Reject::WrongDirection(header.kind));
+    }
+    let truncated = Reject::Truncated(datagram.len());
+    let (head, rest) = datagram
+        .split_at_mut_checked(HEADER_BYTES)
+        .ok_or(truncated)?;
+    let (body, tag) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(truncated)?;
+    ChaCha20Poly1305::new(&(*key).into())
+        .decrypt_inout_detached(
+            &client_nonce(header.number).into(),
+            head,
+            InOutBuf::from(&mut *body),
+            &(*tag).into(),
+        )
+        .or(Err(Reject::BadSeal))?;
+    Ok(body)
+}
+
+/// Seals a reply in place: `buffer` holds `payload` bytes at offset [`HEADER_BYTES`] + [`INCARNATION_BYTES`].
+/// Returns the datagram's length, or `None` if `buffer` is too small.
+///
+/// The nonce is XChaCha20's 24 bytes: the incarnation (random, one a server process) and the packet number. A server
+/// that was killed and forgot its numbers can therefore never reuse one.
+#[must_use]
+pub fn seal_server(
+    key: &[u8; KEY_BYTES],
+    header: &Header,
+    incarnation: &[u8; INCARNATION_BYTES],
+    buffer: &mut [u8],
+    payload: usize,
+) -> Option<usize> {
+    let (head, rest) = buffer.split_at_mut_checked(HEADER_BYTES + INCARNATION_BYTES)?;
+    let (body, rest) = rest.split_at_mut_checked(payload)?;
+    let tag = rest.first_chunk_mut::<TAG_BYTES>()?;
+    header.raw().write_to_prefix(head).ok()?;
+    *head.last_chunk_mut::<INCARNATION_BYTES>()? = *incarnation;
+    let nonce = server_nonce(incarnation, header.number);
+    let sealed = XChaCha20Poly1305::new(&(*key).into())
+        .encrypt_inout_detached(&nonce.into(), head, InOutBuf::from(body))
+        .ok()?;
+    *tag = sealed.into();
+    SERVER_OVERHEAD.checked_add(payload)
+}
+
+/// Opens a reply in place; returns the server's incarnation and the payload.
+pub fn open_server<'a>(
+    key: &[u8; KEY_BYTES],
+    header: &Header,
+    datagram: &'a mut [u8],
+) -> Result<([u8; INCARNATION_BYTES], &'a mut [u8]), Reject> {
+    if header.kind != Kind::Reply {
+        return Err(Reject::WrongDirection(header.kind));
+    }
+    let truncated = Reject::Truncated(datagram.len());
+    let (head, rest) = datagram
+        .split_at_mut_checked(HEADER_BYTES + INCARNATION_BYTES)
+        .ok_or(truncated)?;
+    let incarnation = *head.last_chunk::<INCARNATION_BYTES>().ok_or(truncated)?;
+    let (body, tag) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(truncated)?;
+    let nonce = server_nonce(&incarnation, header.number);
+    XChaCha20Poly1305::new(&(*key).into())
+        .decrypt_inout_detached(
+            &nonce.into(),
+            head,
+            InOutBuf::from(&mut *body),
+            &(*tag).into(),
+        )
+        .or(Err(Reject::BadSeal))?;
+    Ok((incarnation, body))
+}
+
+fn client_nonce(number: PacketNumber) -> [u8; 12] {
+    let [a, b, c, d, e, f, g, h] = number.0.to_le_bytes();
+    [a, b, c, d, e, f, g, h, 0, 0, 0, 0]
+}
+
+fn server_nonce(incarnation: &[u8; INCARNATION_BYTES], number: PacketNumber) -> [u8; 24] {
+    let mut nonce = [0; 24];
+    let (head, tail) = nonce.split_at_mut(INCARNATION_BYTES);
+    head.copy_from_slice(incarnation);
+    tail.copy_from_slice(&number.0.to_le_bytes());
+    nonce
+}
