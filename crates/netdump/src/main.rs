@@ -1,2 +1,146 @@
-//! netdump.
-fn main() {}
+//! The `netdump` command: reads the command line, runs one subcommand, prints what it returns.
+//!
+//! An error is one line on stderr and exit code 1; a wrong command line is clap's and exit code 2.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use netdump::arm;
+use netdump::key::{HostKey, HostName};
+use serde::Serialize;
+
+/// Sends a crashed Linux host's memory and log over the network, and receives them.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the keys that hosts and servers share.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Arm this host: from now on a crash is sent to the server.
+    Arm(ArmArgs),
+    /// Say whether this host is armed, and how.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Disarm this host and unload the module.
+    Disarm,
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Make a new key; copy the file to the host and to the server's key directory.
+    New {
+        /// The file to create, with mode 0600.
+        file: PathBuf,
+        /// The name of the host that the key is for.
+        #[arg(long)]
+        host: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+struct ArmArgs {
+    /// The server: HOST[:PORT].
+    #[arg(long)]
+    server: String,
+    /// The host's key file.
+    #[arg(long)]
+    key: PathBuf,
+    /// The network device to use, instead of the one the routing table gives.
+    #[arg(long)]
+    device: Option<String>,
+    /// The module file, instead of the one under /lib/modules.
+    #[arg(long)]
+    module: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("netdump: {}", one_line(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Key(KeyCommand::New { file, host, json }) => {
+            let key = HostKey::random(HostName::new(&host)?)?;
+            key.store(&file)?;
+            print(
+                json,
+                &NewKey {
+                    file: file.display().to_string(),
+                    host,
+                    id: key.id.to_string(),
+                },
+            )
+        }
+        Command::Arm(ArmArgs {
+            server,
+            key,
+            device,
+            module,
+            json,
+        }) => print(
+            json,
+            &arm::arm(&arm::Request {
+                server,
+                key,
+                device,
+                module,
+            })?,
+        ),
+        Command::Status { json } => print(json, &arm::status()?),
+        Command::Disarm => arm::disarm(),
+    }
+}
+
+#[derive(Serialize)]
+struct NewKey {
+    file: String,
+    host: String,
+    id: String,
+}
+
+impl Display for NewKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: key {} of host {}", self.file, self.id, self.host)
+    }
+}
+
+fn print<T: Display + Serialize>(json: bool, value: &T) -> Result<()> {
+    if json {
+        println!(
+            "{}",
+            serde_json::to_string(value).context("cannot write JSON")?
+        );
+    } else {
+        println!("{value}");
+    }
+    Ok(())
+}
+
+/// Texts from the system may hold line breaks; an error is one line.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

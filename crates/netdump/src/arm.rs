@@ -1,0 +1,372 @@
+//! `netdump arm`, `status` and `disarm`: what user space says to the module and hears from it.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use proto::arming::{
+    Address, Arming, Command, HOST_BYTES, Refusal, SERVERS_MAX, STATUS_BYTES, Server, State,
+    Status, text,
+};
+use proto::units::{ArmingId, KeyId, SessionId};
+use proto::wire::PORT;
+use rustix::io::Errno;
+use serde::Serialize;
+
+use crate::key::{HostKey, fill_random};
+use crate::module::{self, DEVICE_PATH};
+use crate::time::utc;
+use crate::way::{self, Way};
+
+/// What `netdump arm` was asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The server, `HOST[:PORT]`.
+    pub server: String,
+    /// The host's key file.
+    pub key: PathBuf,
+    /// The device to use; `None` leaves it to the routing table.
+    pub device: Option<String>,
+    /// The module file; `None` looks where packages put it.
+    pub module: Option<PathBuf>,
+}
+
+/// An arming that the module took.
+#[derive(Debug, Clone, Serialize)]
+pub struct Armed {
+    host: String,
+    device: String,
+    driver: String,
+    local: IpAddr,
+    server: String,
+    next_hop: IpAddr,
+    next_hop_mac: String,
+    datagram_bytes: u16,
+    session: String,
+    memory_bytes: u64,
+    ram_pages: u64,
+    cpus: u32,
+}
+
+/// What the module says of itself.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arming: Option<ArmingReport>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct ArmingReport {
+    host: String,
+    device: String,
+    driver: String,
+    server: String,
+    key: String,
+    armed_at: String,
+    memory: Memory,
+    ram_pages: u64,
+    ram_ranges: u32,
+    cpus: u32,
+}
+
+/// Memory the module holds, in bytes.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Memory {
+    total: u64,
+    module: u64,
+    transmit_pool: u64,
+    page_reserve: u64,
+    other: u64,
+}
+
+/// Arms this host: finds the way to the server, loads the module if need be, and hands it the arming.
+///
+/// Everything that can be found wrong without the module is found before it is loaded.
+pub fn arm(request: &Request) -> Result<Armed> {
+    let key = HostKey::load(&request.key)?;
+    let way = way::find(&request.server, request.device.as_deref())?;
+    ensure!(
+        way.remote.is_ipv4(),
+        "server {} is IPv6, the client speaks IPv4 only: name an IPv4 address",
+        way.remote
+    );
+    let (arming, session) = arming(&key, &way)?;
+    module::load(request.module.as_deref())?;
+    write(&Command::Arm(arming))
+        .with_context(|| format!("cannot arm on device {}", way.device.name))?;
+    let status = read()?;
+    ensure!(
+        status.state() == Some(State::Armed),
+        "the module took the arming but is not armed: {}",
+        module_message(&status).unwrap_or_else(|| "it does not say why".to_owned())
+    );
+    Ok(Armed {
+        host: key.host.to_string(),
+        device: way.device.name,
+        driver: field(&status.driver),
+        local: way.local,
+        server: way.remote.to_string(),
+        next_hop: way.next_hop,
+        next_hop_mac: mac_text(way.next_hop_mac),
+        datagram_bytes: way.datagram_bytes,
+        session: session.to_string(),
+        memory_bytes: Memory::of(&status).total,
+        ram_pages: status.ram_pages.get(),
+        cpus: status.cpus.get(),
+    })
+}
+
+/// Asks the module how it stands. It is no error when it is not loaded or not armed.
+pub fn status() -> Result<Report> {
+    if !Path::new(DEVICE_PATH).exists() {
+        return Ok(Report {
+            state: "not loaded",
+            message: None,
+            arming: None,
+        });
+    }
+    Ok(Report::of(&read()?))
+}
+
+/// Disarms this host and unloads the module. It is no error when it is not loaded.
+pub fn disarm() -> Result<()> {
+    if !Path::new(DEVICE_PATH).exists() {
+        return Ok(());
+    }
+    write(&Command::Disarm).context("cannot disarm")?;
+    module::unload()
+}
+
+/// The message to the module, with a session of its own: random, so that no key is ever derived twice.
+fn arming(key: &HostKey, way: &Way) -> Result<(Arming, SessionId)> {
+    let mut random = [0; 8];
+    fill_random(&mut random)?;
+    let session = SessionId {
+        key: key.id,
+        arming: ArmingId(u64::from_le_bytes(random)),
+    };
+    let server = Server {
+        local: address(way.local),
+        local_port: PORT,
+        remote: address(way.remote.ip()),
+        remote_port: way.remote.port(),
+        next_hop: way.next_hop_mac,
+        session,
+        keys: key.secret.session_keys(session),
+    };
+    let mut servers = [const { None }; SERVERS_MAX];
+    servers[0] = Some(server);
+    let mut host = [0; HOST_BYTES];
+    let name = key.host.as_str().as_bytes();
+    host.get_mut(..name.len())
+        .context("host name too long")?
+        .copy_from_slice(name);
+    let arming = Arming {
+        ifindex: way.device.index,
+        datagram_bytes: way.datagram_bytes,
+        give_up_seconds: GIVE_UP_SECONDS,
+        boot: boot_id()?,
+        host,
+        servers,
+    };
+    Ok((arming, session))
+}
+
+fn boot_id() -> Result<[u8; 16]> {
+    let text =
+        fs::read_to_string(BOOT_ID_PATH).with_context(|| format!("cannot read {BOOT_ID_PATH}"))?;
+    let digits: String = text.trim().chars().filter(|&c| c != '-').collect();
+    let number = u128::from_str_radix(&digits, 16)
+        .with_context(|| format!("{BOOT_ID_PATH} holds no UUID: {text:?}"))?;
+    Ok(number.to_be_bytes())
+}
+
+/// Hands the module one message; turns its refusal into words.
+fn write(command: &Command) -> Result<()> {
+    let mut device = OpenOptions::new()
+        .write(true)
+        .open(DEVICE_PATH)
+        .map_err(open_error)?;
+    // One write is one message, so a short one is an error and never continued.
+    let Err(error) = device.write(&command.encode()) else {
+        return Ok(());
+    };
+    let said = read().ok().as_ref().and_then(module_message);
+    let meaning = match Errno::from_io_error(&error) {
+        Some(Errno::OPNOTSUPP) => "the device cannot be polled, which a crashed host must do",
+        Some(Errno::NODEV) => "the device is gone",
+        Some(Errno::NOMEM) => "not enough memory",
+        Some(Errno::BUSY) => "the host is crashing",
+        Some(Errno::INVAL) => "the module does not take the message",
+        _ => "the module refused",
+    };
+    let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+    Err(anyhow!("{meaning}{said} ({error})"))
+}
+
+fn read() -> Result<Status> {
+    let mut device = File::open(DEVICE_PATH).map_err(open_error)?;
+    let mut bytes = [0; STATUS_BYTES];
+    let got = device
+        .read(&mut bytes)
+        .with_context(|| format!("cannot read {DEVICE_PATH}"))?;
+    Status::decode(&bytes[..got]).copied().map_err(|refusal| match refusal {
+        Refusal::Version | Refusal::Length => anyhow!(
+            "the loaded module and this netdump are of different versions: netdump disarm, install both from one \
+             package, arm again"
+        ),
+        other => anyhow!("{DEVICE_PATH} does not answer as our module would ({other:?})"),
+    })
+}
+
+fn open_error(error: io::Error) -> anyhow::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::PermissionDenied => " (only root may)",
+        io::ErrorKind::NotFound => " (the module is not loaded: netdump arm)",
+        _ => "",
+    };
+    anyhow!(error).context(format!("cannot open {DEVICE_PATH}{advice}"))
+}
+
+impl Memory {
+    fn of(status: &Status) -> Self {
+        let (module, transmit_pool) = (status.module_bytes.get(), status.pool_bytes.get());
+        let (page_reserve, other) = (status.reserve_bytes.get(), status.other_bytes.get());
+        let total = [transmit_pool, page_reserve, other]
+            .iter()
+            .fold(module, |sum, &part| sum.saturating_add(part));
+        Self {
+            total,
+            module,
+            transmit_pool,
+            page_reserve,
+            other,
+        }
+    }
+}
+
+impl Report {
+    fn of(status: &Status) -> Self {
+        let state = match status.state() {
+            Some(State::Idle) => "not armed",
+            Some(State::Armed) => "armed",
+            Some(State::Lost) => "lost",
+            None => "unknown",
+        };
+        let server = status.server_address();
+        let arming = server.map(|server| ArmingReport {
+            host: field(&status.host),
+            device: field(&status.device),
+            driver: field(&status.driver),
+            server: SocketAddr::new(ip(server), status.server_port.get()).to_string(),
+            key: KeyId(status.key.get()).to_string(),
+            armed_at: utc(UNIX_EPOCH + Duration::from_secs(status.armed_unix_seconds.get())),
+            memory: Memory::of(status),
+            ram_pages: status.ram_pages.get(),
+            ram_ranges: status.ram_ranges.get(),
+            cpus: status.cpus.get(),
+        });
+        Self {
+            state,
+            message: module_message(status),
+            arming,
+        }
+    }
+}
+
+impl fmt::Display for Armed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "armed: {} sends its crash to {}", self.host, self.server)?;
+        writeln!(
+            f,
+            "  device     {} ({}), from {}",
+            self.device, self.driver, self.local
+        )?;
+        writeln!(f, "  next hop   {} at {}", self.next_hop, self.next_hop_mac)?;
+        writeln!(f, "  datagrams  {} bytes", self.datagram_bytes)?;
+        writeln!(
+            f,
+            "  host       {} MiB of memory, {} CPUs",
+            self.ram_pages / 256,
+            self.cpus
+        )?;
+        write!(
+            f,
+            "  held       {} KiB of memory",
+            self.memory_bytes.div_ceil(1024)
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.state)?;
+        if let Some(message) = &self.message {
+            write!(f, ": {message}")?;
+        }
+        let Some(arming) = &self.arming else {
+            return Ok(());
+        };
+        write!(
+            f,
+            "\n  {} to {} by {} ({})",
+            arming.host, arming.server, arming.device, arming.driver
+        )?;
+        write!(f, "\n  since {}, key {}", arming.armed_at, arming.key)?;
+        let held = arming.memory;
+        write!(
+            f,
+            "\n  holds {} KiB: module {}, transmit pool {}, page reserve {}, other {}",
+            held.total.div_ceil(1024),
+            held.module.div_ceil(1024),
+            held.transmit_pool.div_ceil(1024),
+            held.page_reserve.div_ceil(1024),
+            held.other.div_ceil(1024)
+        )?;
+        write!(
+            f,
+            "\n  {} MiB of memory in {} ranges, {} CPUs",
+            arming.ram_pages / 256,
+            arming.ram_ranges,
+            arming.cpus
+        )
+    }
+}
+
+fn module_message(status: &Status) -> Option<String> {
+    Some(field(&status.message)).filter(|message| !message.is_empty())
+}
+
+fn field(bytes: &[u8]) -> String {
+    text(bytes).unwrap_or_default().to_owned()
+}
+
+fn address(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(ip) => Address::V4(ip.octets()),
+        IpAddr::V6(ip) => Address::V6(ip.octets()),
+    }
+}
+
+fn ip(address: Address) -> IpAddr {
+    match address {
+        Address::V4(octets) => IpAddr::from(octets),
+        Address::V6(octets) => IpAddr::from(octets),
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
+/// Long enough for a rebooting server to come back, short enough not to keep a host dead for long.
+const GIVE_UP_SECONDS: u32 = 120;

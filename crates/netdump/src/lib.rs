@@ -1,0 +1,11 @@
+//! netdump, the product: what a host runs to be armed and what a server runs to receive crashes.
+//!
+//! On a host: [`key`] files, the [`way`] to a server asked from the kernel over [`netlink`], the kernel
+//! [`module`], and [`arm`], which brings them together.
+
+pub mod arm;
+pub mod key;
+pub mod module;
+pub mod netlink;
+pub mod time;
+pub mod way;
