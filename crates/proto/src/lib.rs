@@ -22,7 +22,13 @@
 )]
 
 pub mod arming;
+pub mod client;
 pub mod keys;
+pub mod lz4;
+pub mod record;
+pub mod reply;
+mod seal;
+pub mod server;
 pub mod time;
 pub mod units;
 pub mod wire;

@@ -11,13 +11,12 @@
 //! Parsing judges everything it returns: a [`Header`] is well formed, but only [`open_client`] or [`open_server`]
 //! says that it is genuine.
 
-use chacha20poly1305::aead::AeadInOut;
-use chacha20poly1305::aead::inout::InOutBuf;
-use chacha20poly1305::{ChaCha20Poly1305, KeyInit, XChaCha20Poly1305};
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::keys::KEY_BYTES;
+pub use crate::seal::TAG_BYTES;
+use crate::seal::{self, Nonce};
 use crate::units::{ArmingId, KeyId, PacketNumber, SessionId};
 
 /// The UDP port of both ends.
@@ -26,8 +25,6 @@ pub const PORT: u16 = 6666;
 pub const MAGIC: [u8; 4] = [0xFE, b'N', b'D', 1];
 /// Bytes of the clear header.
 pub const HEADER_BYTES: usize = size_of::<RawHeader>();
-/// Bytes of the Poly1305 tag that ends every datagram.
-pub const TAG_BYTES: usize = 16;
 /// Bytes a client datagram has beside its share of the stream.
 pub const CLIENT_OVERHEAD: usize = HEADER_BYTES + TAG_BYTES;
 /// Bytes of a server's incarnation.
@@ -70,8 +67,16 @@ pub enum Reject {
     BadSeal,
     /// The magic is ours, but of another version: byte 3 is given.
     OtherVersion(u8),
+    /// So far ahead that no credit can have allowed it.
+    BeyondWindow,
+    /// Opened well, but its contents are not legal: the peer is broken.
+    Malformed,
     /// The first bytes are not ours: something else's datagram.
     NotOurs,
+    /// Of a session or an attempt that is not this one.
+    OtherSession,
+    /// Older than one already taken: late or replayed.
+    Stale,
     /// Longer than [`DATAGRAM_BYTES_MAX`]; the length is given.
     TooLong(usize),
     /// Shorter than header and tag; the length is given.
@@ -174,14 +179,7 @@ pub fn seal_client(
     let (body, rest) = rest.split_at_mut_checked(payload)?;
     let tag = rest.first_chunk_mut::<TAG_BYTES>()?;
     header.raw().write_to(head).ok()?;
-    let sealed = ChaCha20Poly1305::new(&(*key).into())
-        .encrypt_inout_detached(
-            &client_nonce(header.number).into(),
-            head,
-            InOutBuf::from(body),
-        )
-        .ok()?;
-    *tag = sealed.into();
+    *tag = seal::seal(key, client_nonce(header.number), head, body)?;
     CLIENT_OVERHEAD.checked_add(payload)
 }
 
@@ -199,14 +197,7 @@ pub fn open_client<'a>(
         .split_at_mut_checked(HEADER_BYTES)
         .ok_or(truncated)?;
     let (body, tag) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(truncated)?;
-    ChaCha20Poly1305::new(&(*key).into())
-        .decrypt_inout_detached(
-            &client_nonce(header.number).into(),
-            head,
-            InOutBuf::from(&mut *body),
-            &(*tag).into(),
-        )
-        .or(Err(Reject::BadSeal))?;
+    seal::open(key, client_nonce(header.number), head, body, tag).ok_or(Reject::BadSeal)?;
     Ok(body)
 }
 
@@ -228,11 +219,7 @@ pub fn seal_server(
     let tag = rest.first_chunk_mut::<TAG_BYTES>()?;
     header.raw().write_to_prefix(head).ok()?;
     *head.last_chunk_mut::<INCARNATION_BYTES>()? = *incarnation;
-    let nonce = server_nonce(incarnation, header.number);
-    let sealed = XChaCha20Poly1305::new(&(*key).into())
-        .encrypt_inout_detached(&nonce.into(), head, InOutBuf::from(body))
-        .ok()?;
-    *tag = sealed.into();
+    *tag = seal::seal(key, server_nonce(incarnation, header.number), head, body)?;
     SERVER_OVERHEAD.checked_add(payload)
 }
 
@@ -252,26 +239,20 @@ pub fn open_server<'a>(
     let incarnation = *head.last_chunk::<INCARNATION_BYTES>().ok_or(truncated)?;
     let (body, tag) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(truncated)?;
     let nonce = server_nonce(&incarnation, header.number);
-    XChaCha20Poly1305::new(&(*key).into())
-        .decrypt_inout_detached(
-            &nonce.into(),
-            head,
-            InOutBuf::from(&mut *body),
-            &(*tag).into(),
-        )
-        .or(Err(Reject::BadSeal))?;
+    seal::open(key, nonce, head, body, tag).ok_or(Reject::BadSeal)?;
     Ok((incarnation, body))
 }
 
-fn client_nonce(number: PacketNumber) -> [u8; 12] {
+fn client_nonce(number: PacketNumber) -> Nonce {
     let [a, b, c, d, e, f, g, h] = number.0.to_le_bytes();
-    [a, b, c, d, e, f, g, h, 0, 0, 0, 0]
+    Nonce::Short([a, b, c, d, e, f, g, h, 0, 0, 0, 0])
 }
 
-fn server_nonce(incarnation: &[u8; INCARNATION_BYTES], number: PacketNumber) -> [u8; 24] {
+fn server_nonce(incarnation: &[u8; INCARNATION_BYTES], number: PacketNumber) -> Nonce {
     let mut nonce = [0; 24];
-    let (head, tail) = nonce.split_at_mut(INCARNATION_BYTES);
-    head.copy_from_slice(incarnation);
-    tail.copy_from_slice(&number.0.to_le_bytes());
-    nonce
+    let number = number.0.to_le_bytes();
+    for (to, from) in nonce.iter_mut().zip(incarnation.iter().chain(&number)) {
+        *to = *from;
+    }
+    Nonce::Long(nonce)
 }

@@ -1,0 +1,424 @@
+//! The client engine: from a crashed host's memory to sealed datagrams, and back from replies to what to do next.
+//!
+//! One entry and one exit. The caller gives what happened to [`Client::handle`] (in) and does what [`Client::poll`]
+//! (out) says until it says [`Step::WaitUntil`] or [`Step::Finished`]; [`Client::scratch`] is where it puts what a
+//! [`Step::Read`] asks for. All other methods are getters. `now` must not go back. After a `Send` with `more` the
+//! caller polls again before anything else, so that packets leave in trains.
+//!
+//! ```text
+//! Read -> scratch -> composer (records, LZ4) -> packet in a pool buffer -> seal -> Send -> NIC
+//!                                                 ^ window: resent as it is until a reply acknowledges it
+//! ```
+
+mod composer;
+mod window;
+
+use crate::arming::Server;
+use crate::client::composer::{Composer, Next};
+use crate::client::window::Window;
+use crate::record::{BLOCK_BYTES, Hello};
+use crate::reply::{Action, Reply, Verdict};
+use crate::time::{Instant, Micros};
+use crate::units::{PacketNumber, Pfn, SessionId};
+use crate::wire::{
+    CLIENT_OVERHEAD, DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, HEADER_BYTES, Header,
+    INCARNATION_BYTES, Kind, Reject, open_server, seal_client,
+};
+
+pub use crate::client::window::{SLOTS_MAX, Statistics};
+
+/// How soon the engine looks again when only the NIC keeps it from sending.
+const BUSY_WAIT: Micros = Micros::new(200);
+
+/// The transmit buffers, which the caller owns and the NIC borrows.
+pub trait Pool {
+    /// The UDP payload area of buffer `slot`, or `None` while the NIC still owns it.
+    fn buffer(&mut self, slot: u16) -> Option<&mut [u8]>;
+}
+
+/// What happened.
+pub enum Input<'a> {
+    /// A UDP payload arrived on the session's port. It is decrypted in place.
+    Datagram(&'a mut [u8]),
+    /// The first so many bytes of the scratch buffer are what [`Step::Read`] asked for; see [`Want`] for what none
+    /// means.
+    Filled(usize),
+    /// The pages that [`Want::Pages`] asked for are in the scratch buffer, [`crate::units::PAGE_BYTES`] each; one
+    /// status a page, in order.
+    Pages(&'a [PageStatus]),
+}
+
+/// What became of one page that was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PageStatus {
+    /// Its contents are in the scratch buffer.
+    Read,
+    /// It belongs to the other pass.
+    #[default]
+    OtherPass,
+    /// It could not be read.
+    Unreadable,
+    /// The filter leaves it out.
+    Excluded,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send the first `len` bytes of buffer `slot` to the server; with `more`, another one follows at once.
+    Send {
+        /// The pool's buffer.
+        slot: u16,
+        /// Bytes of UDP payload.
+        len: usize,
+        /// The next step is a `Send` too.
+        more: bool,
+    },
+    /// Put this into the scratch buffer and report it.
+    Read(Want),
+    /// Nothing to do before this time unless something arrives.
+    WaitUntil(Instant),
+    /// The session is over.
+    Finished(Outcome),
+}
+
+/// What a [`Step::Read`] asks for. Answer with [`Input::Filled`], except for pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// The next older piece of the kernel log, the first one being the newest. No bytes: there is no more.
+    Text,
+    /// The [`crate::record::Cpu`] of the n-th CPU. No bytes: there is no more.
+    Registers(u32),
+    /// VMCOREINFO.
+    Notes,
+    /// The memory map: [`crate::record::RamRange`]s.
+    MemoryMap,
+    /// Pages, and the state of each. Answer with [`Input::Pages`].
+    Pages {
+        /// First page.
+        first: Pfn,
+        /// How many: 1 to [`crate::record::BLOCK_PAGES`].
+        count: u16,
+        /// Which pages are meant; the others are [`PageStatus::OtherPass`].
+        pass: Pass,
+        /// The filter level of the server's verdict.
+        filter: u8,
+    },
+    /// The pages that the dump path itself writes: [`crate::record::WrittenRange`]s.
+    Written,
+    /// The next piece of the State text; the first request makes the kernel write it. No bytes: there is no more.
+    State,
+}
+
+/// Memory is walked twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// Kernel image and page tables.
+    Precious,
+    /// All the rest.
+    Rest,
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What the host shall do; [`Action::None`] if nobody told.
+    pub action: Action,
+    /// Whether the server has everything it asked for.
+    pub complete: bool,
+}
+
+/// What a session begins with.
+pub struct Start<'a> {
+    /// The server, the keys and the session's name.
+    pub server: &'a Server,
+    /// Largest UDP payload to send, in bytes; cut to the protocol's bounds.
+    pub datagram_bytes: usize,
+    /// Buffers in the pool; rounded down to a power of two, at most [`SLOTS_MAX`].
+    pub pool_slots: u16,
+    /// How long to go on without a reply.
+    pub give_up: Micros,
+    /// The first packet number: one after the last ever used under these keys, 0 if none was.
+    pub first: PacketNumber,
+    /// How often this session was started before.
+    pub attempt: u16,
+}
+
+/// The engine. About 120 KiB, without pointers; meant for static storage.
+pub struct Client {
+    session: SessionId,
+    client_key: [u8; 32],
+    server_key: [u8; 32],
+    attempt: u16,
+    first: PacketNumber,
+    /// Stream bytes in a full packet.
+    payload_bytes: usize,
+    /// Stream bytes already in the packet being filled, which is packet `window.next()`.
+    filled: usize,
+    composer: Composer,
+    window: Window,
+    verdict: Verdict,
+    action: Action,
+    give_up: Micros,
+    heard_at: Instant,
+    heard: Option<Heard>,
+    ended: bool,
+}
+
+/// The last reply taken: older ones are replays or came late.
+#[derive(Clone, Copy)]
+struct Heard {
+    incarnation: [u8; INCARNATION_BYTES],
+    number: PacketNumber,
+    next: PacketNumber,
+}
+
+impl Client {
+    /// An engine that has not been started; it is [`Step::Finished`] at once.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            session: SessionId {
+                key: crate::units::KeyId(0),
+                arming: crate::units::ArmingId(0),
+            },
+            client_key: [0; 32],
+            server_key: [0; 32],
+            attempt: 0,
+            first: PacketNumber(0),
+            payload_bytes: 0,
+            filled: 0,
+            composer: Composer::new(),
+            window: Window::new(),
+            verdict: Verdict::Undecided,
+            action: Action::None,
+            give_up: Micros::new(0),
+            heard_at: Instant::from_micros(0),
+            heard: None,
+            ended: true,
+        }
+    }
+
+    /// In: begins a session. `hello` is completed by what the engine knows (packet size, slots, version).
+    pub fn start(&mut self, now: Instant, start: &Start<'_>, hello: &Hello) {
+        let datagram_bytes = start
+            .datagram_bytes
+            .clamp(DATAGRAM_BYTES_MIN, DATAGRAM_BYTES_MAX);
+        self.session = start.server.session;
+        self.client_key = start.server.keys.client;
+        self.server_key = start.server.keys.server;
+        self.attempt = start.attempt;
+        self.first = start.first;
+        self.payload_bytes = datagram_bytes.saturating_sub(CLIENT_OVERHEAD);
+        self.filled = 0;
+        self.window.start(start.first, start.pool_slots);
+        self.verdict = Verdict::Undecided;
+        self.action = Action::None;
+        self.give_up = start.give_up;
+        self.heard_at = now;
+        self.heard = None;
+        self.ended = false;
+        let mut hello = *hello;
+        hello.version = crate::record::HELLO_VERSION.into();
+        hello.pool_slots = self.window.slots().into();
+        hello.packet_bytes = u16::try_from(self.payload_bytes).unwrap_or(u16::MAX).into();
+        self.composer.start(&hello);
+    }
+
+    /// In: takes what happened. A datagram that is not a genuine, current reply is refused with the reason and changes
+    /// nothing.
+    pub fn handle(&mut self, now: Instant, input: Input<'_>) -> Result<(), Reject> {
+        match input {
+            Input::Datagram(datagram) => return self.datagram(now, datagram),
+            Input::Filled(bytes) => self.composer.filled(bytes),
+            Input::Pages(statuses) => self.composer.pages(statuses),
+        }
+        Ok(())
+    }
+
+    /// Out: what to do next.
+    pub fn poll(&mut self, now: Instant, pool: &mut impl Pool) -> Step {
+        if let Some(outcome) = self.outcome(now) {
+            self.ended = true;
+            return Step::Finished(outcome);
+        }
+        self.window.on_time(now);
+        if let Some(slot) = self.window.resend(now, pool) {
+            let more = self.window.resend_ready(pool) || self.can_compose(pool);
+            return Step::Send {
+                slot: slot.index,
+                len: slot.bytes,
+                more,
+            };
+        }
+        self.compose(now, pool)
+    }
+
+    /// Getter: where the caller puts what it reads; [`BLOCK_BYTES`] bytes.
+    pub fn scratch(&mut self) -> &mut [u8; BLOCK_BYTES] {
+        self.composer.scratch()
+    }
+
+    /// In: the kernel faulted while it wrote the State text. The stream ends here, saying so.
+    pub fn state_faulted(&mut self) {
+        self.composer.state_faulted();
+    }
+
+    /// Getter: the first packet number that has not been used under the session's keys.
+    #[must_use]
+    pub const fn next_packet(&self) -> PacketNumber {
+        self.window.next()
+    }
+
+    /// Getter: counts since the start.
+    #[must_use]
+    pub const fn statistics(&self) -> &Statistics {
+        self.window.statistics()
+    }
+
+    /// Getter: the server's verdict so far.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    fn outcome(&self, now: Instant) -> Option<Outcome> {
+        let complete = self.composer.done() && self.window.is_empty();
+        let told = self.action != Action::None && (complete || self.verdict == Verdict::Nothing);
+        let silent = now.since(self.heard_at) >= self.give_up;
+        (self.ended || told || silent).then_some(Outcome {
+            action: self.action,
+            complete,
+        })
+    }
+
+    /// Puts stream bytes into the next packet until it is full or the composer has no more for now.
+    fn compose(&mut self, now: Instant, pool: &mut impl Pool) -> Step {
+        if !self.window.may_send() {
+            return Step::WaitUntil(self.window.deadline(now));
+        }
+        let index = self.window.slot_of(self.window.next());
+        let Some(buffer) = pool.buffer(index) else {
+            return Step::WaitUntil(now + BUSY_WAIT);
+        };
+        while let Some(room) = room(buffer, self.filled, self.payload_bytes) {
+            match self
+                .composer
+                .next(self.verdict, self.window.is_empty() && self.filled == 0)
+            {
+                Next::Bytes(bytes) => {
+                    let taken = copy_prefix(room, bytes);
+                    self.composer.consume(taken);
+                    self.filled = self.filled.saturating_add(taken);
+                }
+                Next::Read(want) => return Step::Read(want),
+                Next::Blocked if self.filled == 0 => {
+                    return Step::WaitUntil(self.window.deadline(now));
+                }
+                Next::Blocked => break,
+            }
+        }
+        let Some(len) = seal_client(&self.client_key, &self.header(), buffer, self.filled) else {
+            // The caller gave a buffer smaller than it promised: no packet can be made.
+            self.ended = true;
+            return Step::Finished(Outcome {
+                action: self.action,
+                complete: false,
+            });
+        };
+        self.filled = 0;
+        self.window.sent_new(now, len);
+        let more = self.can_compose(pool);
+        Step::Send {
+            slot: index,
+            len,
+            more,
+        }
+    }
+
+    /// Whether the next poll is sure to yield a full new packet.
+    fn can_compose(&self, pool: &mut impl Pool) -> bool {
+        self.window.may_send()
+            && self.composer.pending() >= self.payload_bytes.saturating_sub(self.filled)
+            && pool
+                .buffer(self.window.slot_of(self.window.next()))
+                .is_some()
+    }
+
+    fn header(&self) -> Header {
+        let number = self.window.next();
+        let kind = if number == self.first {
+            Kind::First
+        } else {
+            Kind::Data
+        };
+        Header {
+            kind,
+            attempt: self.attempt,
+            session: self.session,
+            number,
+        }
+    }
+
+    fn datagram(&mut self, now: Instant, datagram: &mut [u8]) -> Result<(), Reject> {
+        let header = Header::parse(datagram)?;
+        if header.session != self.session {
+            return Err(Reject::OtherSession);
+        }
+        let (incarnation, payload) = open_server(&self.server_key, &header, datagram)?;
+        let (reply, bitmap) = Reply::decode(payload).ok_or(Reject::Malformed)?;
+        if reply.attempt != self.attempt || reply.next > self.window.next() {
+            return Err(Reject::OtherSession);
+        }
+        let heard = Heard {
+            incarnation,
+            number: header.number,
+            next: reply.next,
+        };
+        if !self.heard.is_none_or(|before| heard.follows(before)) {
+            return Err(Reject::Stale);
+        }
+        self.heard = Some(heard);
+        self.heard_at = now;
+        self.verdict = reply.verdict;
+        self.action = reply.action;
+        self.window.acknowledged(now, &reply, bitmap);
+        Ok(())
+    }
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Heard {
+    /// Whether `self` was sent after `before`. Within an incarnation the packet number tells. A new incarnation (the
+    /// server was restarted) is believed if it knows at least as much as the old one did: replays of an older
+    /// incarnation know less.
+    fn follows(self, before: Self) -> bool {
+        if self.incarnation == before.incarnation {
+            self.number > before.number
+        } else {
+            self.next >= before.next
+        }
+    }
+}
+
+/// The unfilled part of a packet's payload, or `None` if there is none.
+fn room(buffer: &mut [u8], filled: usize, payload_bytes: usize) -> Option<&mut [u8]> {
+    let payload = buffer
+        .get_mut(HEADER_BYTES..)?
+        .get_mut(filled..payload_bytes)?;
+    (!payload.is_empty()).then_some(payload)
+}
+
+/// Copies as much of `from` as fits into `to` and returns how much that was.
+fn copy_prefix(to: &mut [u8], from: &[u8]) -> usize {
+    let bytes = to.len().min(from.len());
+    if let (Some(to), Some(from)) = (to.get_mut(..bytes), from.get(..bytes)) {
+        to.copy_from_slice(from);
+    }
+    bytes
+}

@@ -1,0 +1,594 @@
+//! The composer: in which order what is asked for and how it becomes stream bytes.
+//!
+//! At any time there is at most one record on its way into packets: a short head (header, run length) and a body that
+//! lies in the scratch buffer or, compressed, in the block buffer. Nothing is asked for while a record is pending, so
+//! the scratch buffer is never overwritten under it.
+
+use zerocopy::IntoBytes;
+
+use crate::client::{PageStatus, Pass, Want};
+use crate::lz4::Table;
+use crate::record::{
+    self, BLOCK_BYTES, BLOCK_PAGES, Codec, Ending, Hello, Kind, PageDigest, RAM_RANGES_MAX,
+    RECORD_HEADER_BYTES, RamRange, Run, Totals,
+};
+use crate::reply::Verdict;
+use crate::units::{PAGE_BYTES, Pfn};
+
+/// Pieces of the kernel log: 64 of 32 KiB, 2 MiB. The kernel's ring buffer is seldom larger.
+const TEXT_PIECES_MAX: u64 = 64;
+/// Pieces of the State text: 4 MiB.
+const STATE_PIECES_MAX: u64 = 128;
+const HEAD_BYTES: usize = RECORD_HEADER_BYTES + 8;
+
+/// What comes next.
+pub(super) enum Next<'a> {
+    /// These bytes of the stream. [`Composer::consume`] tells how many were taken.
+    Bytes(&'a [u8]),
+    /// Nothing before this is read.
+    Read(Want),
+    /// Nothing before the server says something, or nothing any more.
+    Blocked,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Text {
+        piece: u64,
+    },
+    Registers {
+        index: u32,
+    },
+    Notes,
+    MemoryMap,
+    /// Waits for a verdict.
+    Verdict,
+    Pages {
+        pass: Pass,
+        range: usize,
+        at: u64,
+    },
+    Totals,
+    Written,
+    /// Waits until everything so far is acknowledged: the kernel may not survive the State text.
+    Settle,
+    State {
+        piece: u64,
+    },
+    End(Ending),
+    Done,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Scratch,
+    Block,
+}
+
+/// The record on its way: what is left of its head, then what is left of its body.
+#[derive(Clone, Copy)]
+struct Pending {
+    head: [u8; HEAD_BYTES],
+    head_from: usize,
+    head_to: usize,
+    source: Source,
+    body_from: usize,
+    body_to: usize,
+}
+
+/// The pages in the scratch buffer that are not composed yet.
+#[derive(Clone, Copy)]
+struct Batch {
+    first: Pfn,
+    at: usize,
+    count: usize,
+    statuses: [PageStatus; BLOCK_PAGES],
+}
+
+pub(super) struct Composer {
+    stage: Stage,
+    pending: Pending,
+    batch: Batch,
+    /// Pages without contents that are not told yet.
+    run: Option<Run>,
+    ranges: [RamRange; RAM_RANGES_MAX],
+    ranges_used: usize,
+    totals: Totals,
+    digest: PageDigest,
+    table: Table,
+    scratch: [u8; BLOCK_BYTES],
+    block: [u8; BLOCK_BYTES],
+}
+
+const NOTHING_PENDING: Pending = Pending {
+    head: [0; HEAD_BYTES],
+    head_from: 0,
+    head_to: 0,
+    source: Source::Scratch,
+    body_from: 0,
+    body_to: 0,
+};
+
+const NO_BATCH: Batch = Batch {
+    first: Pfn(0),
+    at: 0,
+    count: 0,
+    statuses: [PageStatus::OtherPass; BLOCK_PAGES],
+};
+
+impl Composer {
+    pub(super) const fn new() -> Self {
+        let zero = RamRange {
+            first: zerocopy::little_endian::U64::ZERO,
+            pages: zerocopy::little_endian::U64::ZERO,
+        };
+        Self {
+            stage: Stage::Done,
+            pending: NOTHING_PENDING,
+            batch: NO_BATCH,
+            run: None,
+            ranges: [zero; RAM_RANGES_MAX],
+            ranges_used: 0,
+            totals: Totals {
+                data: zerocopy::little_endian::U64::ZERO,
+                zero: zerocopy::little_endian::U64::ZERO,
+                unreadable: zerocopy::little_endian::U64::ZERO,
+                excluded: zerocopy::little_endian::U64::ZERO,
+                digest: zerocopy::little_endian::U64::ZERO,
+            },
+            digest: PageDigest::new(),
+            table: Table::new(),
+            scratch: [0; BLOCK_BYTES],
+            block: [0; BLOCK_BYTES],
+        }
+    }
+
+    pub(super) fn start(&mut self, hello: &Hello) {
+        self.batch = NO_BATCH;
+        self.run = None;
+        self.ranges_used = 0;
+        self.totals = Totals::default();
+        self.digest = PageDigest::new();
+        self.stage = Stage::Text { piece: 0 };
+        let bytes = hello.as_bytes();
+        if let Some(to) = self.scratch.get_mut(..bytes.len()) {
+            to.copy_from_slice(bytes);
+        }
+        self.scratch_record(Kind::Hello, bytes.len(), 0);
+    }
+
+    pub(super) fn scratch(&mut self) -> &mut [u8; BLOCK_BYTES] {
+        &mut self.scratch
+    }
+
+    /// Whether the stream has been composed to its end.
+    pub(super) fn done(&self) -> bool {
+        self.stage == Stage::Done && self.pending() == 0
+    }
+
+    /// Stream bytes that can be had without a further question.
+    pub(super) fn pending(&self) -> usize {
+        let Pending {
+            head_from,
+            head_to,
+            body_from,
+            body_to,
+            ..
+        } = self.pending;
+        head_to
+            .saturating_sub(head_from)
+            .saturating_add(body_to.saturating_sub(body_from))
+    }
+
+    /// The next bytes of the stream. `settled` tells that all bytes so far are acknowledged.
+    pub(super) fn next(&mut self, verdict: Verdict, settled: bool) -> Next<'_> {
+        while self.pending() == 0 {
+            match self.advance(verdict, settled) {
+                Advance::Composed => {}
+                Advance::Read(want) => return Next::Read(want),
+                Advance::Blocked => return Next::Blocked,
+            }
+        }
+        let Pending {
+            head,
+            head_from,
+            head_to,
+            source,
+            body_from,
+            body_to,
+        } = &self.pending;
+        let bytes = match source {
+            _ if head_from < head_to => head.get(*head_from..*head_to),
+            Source::Scratch => self.scratch.get(*body_from..*body_to),
+            Source::Block => self.block.get(*body_from..*body_to),
+        };
+        Next::Bytes(bytes.unwrap_or_default())
+    }
+
+    /// Takes `bytes` of what [`Self::next`] gave.
+    pub(super) fn consume(&mut self, bytes: usize) {
+        let pending = &mut self.pending;
+        if pending.head_from < pending.head_to {
+            pending.head_from = pending.head_from.saturating_add(bytes);
+        } else {
+            pending.body_from = pending.body_from.saturating_add(bytes);
+        }
+    }
+
+    /// What was asked for last lies in the first `bytes` of the scratch buffer.
+    pub(super) fn filled(&mut self, bytes: usize) {
+        let bytes = bytes.min(BLOCK_BYTES);
+        let (kind, argument, next) = match self.stage {
+            Stage::Text { .. } if bytes == 0 => return self.stage = Stage::Registers { index: 0 },
+            Stage::Registers { .. } if bytes == 0 => return self.stage = Stage::Notes,
+            Stage::State { .. } if bytes == 0 => return self.stage = Stage::End(Ending::Complete),
+            Stage::Text { piece } => {
+                let next = piece.saturating_add(1);
+                let more = Stage::Text { piece: next };
+                let stage = if next < TEXT_PIECES_MAX {
+                    more
+                } else {
+                    Stage::Registers { index: 0 }
+                };
+                (Kind::Text, piece, stage)
+            }
+            Stage::Registers { index } => {
+                let next = Stage::Registers {
+                    index: index.saturating_add(1),
+                };
+                (Kind::Registers, self.cpu_number(), next)
+            }
+            Stage::Notes => (Kind::Notes, 0, Stage::MemoryMap),
+            Stage::MemoryMap => {
+                self.keep_ranges(bytes);
+                (Kind::MemoryMap, 0, Stage::Verdict)
+            }
+            Stage::Written => (Kind::Written, 0, Stage::Settle),
+            Stage::State { piece } => {
+                let next = piece.saturating_add(1);
+                let more = Stage::State { piece: next };
+                let end = Stage::End(Ending::Complete);
+                (
+                    Kind::State,
+                    piece,
+                    if next < STATE_PIECES_MAX { more } else { end },
+                )
+            }
+            // Nothing was asked for, or pages were: a caller's mistake that must not spoil the stream.
+            Stage::Verdict
+            | Stage::Pages { .. }
+            | Stage::Totals
+            | Stage::Settle
+            | Stage::End(_)
+            | Stage::Done => return,
+        };
+        self.stage = next;
+        self.scratch_record(kind, bytes, argument);
+    }
+
+    /// The pages that were asked for lie in the scratch buffer.
+    pub(super) fn pages(&mut self, statuses: &[PageStatus]) {
+        let Stage::Pages { pass, range, at } = self.stage else {
+            return;
+        };
+        self.batch = Batch {
+            first: Pfn(at),
+            count: statuses.len().min(BLOCK_PAGES),
+            ..NO_BATCH
+        };
+        for (to, from) in self.batch.statuses.iter_mut().zip(statuses) {
+            *to = *from;
+        }
+        let asked = u64::try_from(statuses.len()).unwrap_or(0);
+        self.stage = Stage::Pages {
+            pass,
+            range,
+            at: at.saturating_add(asked),
+        };
+    }
+
+    /// The kernel faulted while it wrote the State text.
+    pub(super) fn state_faulted(&mut self) {
+        if matches!(self.stage, Stage::State { .. }) {
+            self.stage = Stage::End(Ending::StateFaulted);
+        }
+    }
+
+    /// Goes one step on, with nothing pending.
+    fn advance(&mut self, verdict: Verdict, settled: bool) -> Advance {
+        match self.stage {
+            Stage::Text { .. } => Advance::Read(Want::Text),
+            Stage::Registers { index } => Advance::Read(Want::Registers(index)),
+            Stage::Notes => Advance::Read(Want::Notes),
+            Stage::MemoryMap => Advance::Read(Want::MemoryMap),
+            Stage::Verdict => match verdict {
+                Verdict::Undecided | Verdict::Nothing => Advance::Blocked,
+                Verdict::LogOnly => self.enter(Stage::Settle),
+                Verdict::Full { .. } => self.enter(Stage::Pages {
+                    pass: Pass::Precious,
+                    range: 0,
+                    at: 0,
+                }),
+            },
+            Stage::Pages { pass, range, at } => self.advance_pages(verdict, pass, range, at),
+            Stage::Totals => {
+                self.totals.digest = self.digest.value().into();
+                let totals = self.totals;
+                self.enter(Stage::Written);
+                self.copied_record(Kind::Totals, totals.as_bytes())
+            }
+            Stage::Written => Advance::Read(Want::Written),
+            Stage::Settle if settled => self.enter(Stage::State { piece: 0 }),
+            Stage::Settle => Advance::Blocked,
+            Stage::State { .. } => Advance::Read(Want::State),
+            Stage::End(ending) => {
+                self.stage = Stage::Done;
+                self.pending = Pending {
+                    head_to: RECORD_HEADER_BYTES,
+                    ..NOTHING_PENDING
+                };
+                self.set_head(&record::header(
+                    Kind::End,
+                    Codec::Raw,
+                    0,
+                    0,
+                    ending.to_wire(),
+                ));
+                Advance::Composed
+            }
+            Stage::Done => Advance::Blocked,
+        }
+    }
+
+    fn enter(&mut self, stage: Stage) -> Advance {
+        self.stage = stage;
+        Advance::Composed
+    }
+
+    fn advance_pages(&mut self, verdict: Verdict, pass: Pass, range: usize, at: u64) -> Advance {
+        if self.batch.at < self.batch.count {
+            return self.compose_pages();
+        }
+        let Verdict::Full { filter } = verdict else {
+            // The server changed its mind: what is sent so far counts.
+            return self.finish_pages();
+        };
+        let used = self.ranges.get(..self.ranges_used).unwrap_or_default();
+        let Some(current) = used.get(range) else {
+            return match pass {
+                Pass::Precious => self.enter(Stage::Pages {
+                    pass: Pass::Rest,
+                    range: 0,
+                    at: 0,
+                }),
+                Pass::Rest => self.finish_pages(),
+            };
+        };
+        let (first, end) = (
+            current.first.get(),
+            current.first.get().saturating_add(current.pages.get()),
+        );
+        let at = at.max(first);
+        if at >= end {
+            return self.enter(Stage::Pages {
+                pass,
+                range: range.saturating_add(1),
+                at: 0,
+            });
+        }
+        self.stage = Stage::Pages { pass, range, at };
+        // Blocks end at multiples of their size, so that both passes cut memory alike.
+        let block_end = (at | BLOCK_PAGE_MASK).saturating_add(1).min(end);
+        let count = u16::try_from(block_end.saturating_sub(at)).unwrap_or(0);
+        Advance::Read(Want::Pages {
+            first: Pfn(at),
+            count,
+            pass,
+            filter,
+        })
+    }
+
+    fn finish_pages(&mut self) -> Advance {
+        self.stage = Stage::Totals;
+        self.flush_run()
+    }
+
+    /// Composes the next record of the batch: a block, or a run that something else now follows.
+    fn compose_pages(&mut self) -> Advance {
+        let Batch {
+            first, at, count, ..
+        } = self.batch;
+        let mut end = at;
+        let kind = self.content(at);
+        while end < count && self.content(end) == kind {
+            end = end.saturating_add(1);
+        }
+        let (pfn, pages) = (first.plus(widen(at)), widen(end.saturating_sub(at)));
+        let why = match kind {
+            Content::OtherPass => {
+                self.batch.at = end;
+                return Advance::Composed;
+            }
+            Content::Data => {
+                // A run that lies before the block goes first; the block is taken up again afterwards.
+                if self.run.is_some() {
+                    return self.flush_run();
+                }
+                self.batch.at = end;
+                return self.compose_block(pfn, at, end);
+            }
+            Content::Zero => Kind::Zero,
+            Content::Unreadable => Kind::Unreadable,
+            Content::Excluded => Kind::Excluded,
+        };
+        match self.run {
+            Some(Run {
+                first,
+                pages: before,
+                why: same,
+            }) if same == why && first.plus(before) == pfn => {
+                self.run = Some(Run {
+                    first,
+                    pages: before.saturating_add(pages),
+                    why,
+                });
+            }
+            Some(_) => return self.flush_run(),
+            None => {
+                self.run = Some(Run {
+                    first: pfn,
+                    pages,
+                    why,
+                })
+            }
+        }
+        self.batch.at = end;
+        Advance::Composed
+    }
+
+    fn compose_block(&mut self, first: Pfn, at: usize, end: usize) -> Advance {
+        let (from, to) = (
+            at.saturating_mul(PAGE_BYTES),
+            end.saturating_mul(PAGE_BYTES),
+        );
+        let Some(raw) = self.scratch.get(from..to) else {
+            return Advance::Composed;
+        };
+        self.digest.block(first, raw);
+        let pages = widen(end.saturating_sub(at));
+        self.totals.data = self.totals.data.get().saturating_add(pages).into();
+        // An output shorter than the input: what does not shrink is sent as it is.
+        let shrunk = self.block.get_mut(..raw.len().saturating_sub(1));
+        let compressed = shrunk.and_then(|output| self.table.compress(raw, output));
+        let (codec, source, body_from, body_to) = match compressed {
+            Some(bytes) => (Codec::Lz4, Source::Block, 0, bytes),
+            None => (Codec::Raw, Source::Scratch, from, to),
+        };
+        let length = u32::try_from(body_to.saturating_sub(body_from)).unwrap_or(0);
+        let pages = u16::try_from(pages).unwrap_or(0);
+        self.pending = Pending {
+            head_to: RECORD_HEADER_BYTES,
+            source,
+            body_from,
+            body_to,
+            ..NOTHING_PENDING
+        };
+        self.set_head(&record::header(Kind::Pages, codec, pages, length, first.0));
+        Advance::Composed
+    }
+
+    /// Composes the run, if there is one.
+    fn flush_run(&mut self) -> Advance {
+        let Some(Run { first, pages, why }) = self.run.take() else {
+            return Advance::Composed;
+        };
+        let total = if why == Kind::Zero {
+            &mut self.totals.zero
+        } else if why == Kind::Unreadable {
+            &mut self.totals.unreadable
+        } else {
+            &mut self.totals.excluded
+        };
+        *total = total.get().saturating_add(pages).into();
+        let [a, b, c, d, e, f, g, h] = pages.to_le_bytes();
+        self.pending = Pending {
+            head_to: HEAD_BYTES,
+            ..NOTHING_PENDING
+        };
+        self.set_head(&record::header(why, Codec::Raw, 0, 8, first.0));
+        if let Some(body) = self.pending.head.last_chunk_mut::<8>() {
+            *body = [a, b, c, d, e, f, g, h];
+        }
+        Advance::Composed
+    }
+
+    fn content(&self, at: usize) -> Content {
+        match self.batch.statuses.get(at) {
+            Some(PageStatus::Read) if self.is_zero(at) => Content::Zero,
+            Some(PageStatus::Read) => Content::Data,
+            Some(PageStatus::Unreadable) => Content::Unreadable,
+            Some(PageStatus::Excluded) => Content::Excluded,
+            Some(PageStatus::OtherPass) | None => Content::OtherPass,
+        }
+    }
+
+    fn is_zero(&self, at: usize) -> bool {
+        let (pages, _) = self.scratch.as_chunks::<PAGE_BYTES>();
+        let Some(page) = pages.get(at) else {
+            return false;
+        };
+        let (words, _) = page.as_chunks::<8>();
+        words.iter().all(|word| *word == [0; 8])
+    }
+
+    fn keep_ranges(&mut self, bytes: usize) {
+        let map = self
+            .scratch
+            .get(..bytes)
+            .and_then(record::ram_map)
+            .unwrap_or_default();
+        for (to, from) in self.ranges.iter_mut().zip(map) {
+            *to = *from;
+        }
+        self.ranges_used = map.len();
+    }
+
+    fn cpu_number(&self) -> u64 {
+        self.scratch
+            .first_chunk::<4>()
+            .map_or(0, |cpu| u64::from(u32::from_le_bytes(*cpu)))
+    }
+
+    fn copied_record(&mut self, kind: Kind, body: &[u8]) -> Advance {
+        if let Some(to) = self.scratch.get_mut(..body.len()) {
+            to.copy_from_slice(body);
+        }
+        self.scratch_record(kind, body.len(), 0);
+        Advance::Composed
+    }
+
+    fn scratch_record(&mut self, kind: Kind, bytes: usize, argument: u64) {
+        let length = u32::try_from(bytes).unwrap_or(0);
+        self.pending = Pending {
+            head_to: RECORD_HEADER_BYTES,
+            body_to: bytes,
+            ..NOTHING_PENDING
+        };
+        self.set_head(&record::header(kind, Codec::Raw, 0, length, argument));
+    }
+
+    fn set_head(&mut self, header: &[u8; RECORD_HEADER_BYTES]) {
+        for (to, from) in self.pending.head.iter_mut().zip(header) {
+            *to = *from;
+        }
+    }
+}
+
+const BLOCK_PAGE_MASK: u64 = 7;
+const _: () = assert!(
+    BLOCK_PAGES == 8,
+    "the mask must be one less than the pages of a block"
+);
+
+/// What came of one step.
+enum Advance {
+    /// Something changed: look again.
+    Composed,
+    Read(Want),
+    Blocked,
+}
+
+/// What one page of a batch holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Data,
+    Zero,
+    Unreadable,
+    Excluded,
+    OtherPass,
+}
+
+/// A small count as a 64-bit one.
+fn widen(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}

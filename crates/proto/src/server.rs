@@ -1,0 +1,316 @@
+//! The server engine: one session's datagrams in, the stream in order out, and the replies that steer the client.
+//!
+//! One entry, [`Session::handle`] (in), gives stream bytes in order to its caller; one exit, [`Session::reply`] (out),
+//! makes the reply that is due by [`Session::reply_at`]. The contract that makes an acknowledgement worth something:
+//! **the caller writes what `handle` delivered before it calls `reply`**. `now` must not go back.
+//!
+//! What arrives ahead of its turn is kept in a [`Hold`] of the caller's, so that the caller owns, bounds and counts
+//! that memory.
+
+use crate::keys::SessionKeys;
+use crate::reply::{
+    Action, BITMAP_BYTES_MAX, FIRST_CREDIT_PACKETS, Reply, Verdict, WINDOW_PACKETS_MAX,
+};
+use crate::time::{Instant, Micros};
+use crate::units::{PacketNumber, SessionId};
+use crate::wire::{Header, INCARNATION_BYTES, Kind, Reject, open_client, seal_server};
+
+/// Packets after which a reply is due at once.
+const REPLY_EVERY: u32 = 16;
+/// The same while something is missing: the client shall hear of it soon.
+const REPLY_EVERY_MISSING: u32 = 4;
+/// The longest time a packet waits for its reply.
+const REPLY_DELAY: Micros = Micros::from_millis(2);
+const WINDOW: u64 = 4096;
+const WORDS: usize = WINDOW_PACKETS_MAX / 64;
+
+const _: () = assert!(
+    WINDOW_PACKETS_MAX == 4096,
+    "WINDOW is WINDOW_PACKETS_MAX as a u64"
+);
+
+/// Where packets wait that arrived ahead of their turn.
+pub trait Hold {
+    /// Keeps the packet's share of the stream. `false`: there is no room; the packet then counts as not received and
+    /// the client sends it again.
+    fn keep(&mut self, number: PacketNumber, bytes: &[u8]) -> bool;
+
+    /// Gives back what was kept and forgets it; `None` if it was not kept.
+    fn release<R>(&mut self, number: PacketNumber, with: impl FnOnce(&[u8]) -> R) -> Option<R>;
+}
+
+/// Counts of one session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Genuine packets that were news.
+    pub packets: u64,
+    /// Genuine packets that had been received before.
+    pub duplicates: u64,
+    /// Genuine packets that were ahead and for which there was no room.
+    pub no_room: u64,
+    /// Replies made.
+    pub replies: u64,
+}
+
+/// One session as the server sees it. About 700 bytes; what waits for its turn is in the caller's [`Hold`].
+///
+/// Invariant: bit `n mod 4096` of `ahead` is set exactly if packet `n` in `next + 1 .. next + 4096` is in the hold.
+pub struct Session {
+    id: SessionId,
+    keys: SessionKeys,
+    incarnation: [u8; INCARNATION_BYTES],
+    attempt: u16,
+    first: PacketNumber,
+    next: PacketNumber,
+    /// One after the largest packet received.
+    seen_end: PacketNumber,
+    ahead: [u64; WORDS],
+    credit: u64,
+    credit_end: PacketNumber,
+    latest: PacketNumber,
+    latest_at: Instant,
+    unanswered: u32,
+    unanswered_since: Instant,
+    urgent: bool,
+    verdict: Verdict,
+    action: Action,
+    replies: u64,
+    statistics: Statistics,
+}
+
+impl Session {
+    /// A session whose stream begins with packet `first` of attempt `attempt` (both from the header of a
+    /// [`Kind::First`] packet) and of which everything below `next` has been written already: `first` for a new
+    /// session, more for one that goes on from its spool.
+    ///
+    /// `incarnation` is 16 fresh random bytes, never given to another `Session`.
+    #[must_use]
+    pub fn new(
+        id: SessionId,
+        keys: SessionKeys,
+        incarnation: [u8; INCARNATION_BYTES],
+        attempt: u16,
+        first: PacketNumber,
+        next: PacketNumber,
+    ) -> Self {
+        Self {
+            id,
+            keys,
+            incarnation,
+            attempt,
+            first,
+            next,
+            seen_end: next,
+            ahead: [0; WORDS],
+            credit: FIRST_CREDIT_PACKETS,
+            credit_end: first.plus(FIRST_CREDIT_PACKETS),
+            latest: next,
+            latest_at: Instant::from_micros(0),
+            unanswered: 0,
+            unanswered_since: Instant::from_micros(0),
+            urgent: false,
+            verdict: Verdict::Undecided,
+            action: Action::None,
+            replies: 0,
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// In: takes a client's datagram, which is decrypted in place, and delivers what it completes of the stream, in
+    /// order. A datagram that is not a genuine packet of this session is refused with the reason and changes nothing.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        datagram: &mut [u8],
+        hold: &mut impl Hold,
+        deliver: &mut impl FnMut(&[u8]),
+    ) -> Result<(), Reject> {
+        let header = Header::parse(datagram)?;
+        if header.session != self.id || header.attempt != self.attempt {
+            return Err(Reject::OtherSession);
+        }
+        let number = header.number;
+        let is_first = header.kind == Kind::First;
+        if number < self.first || is_first != (number == self.first) {
+            return Err(Reject::OtherSession);
+        }
+        if number.since(self.next) >= WINDOW {
+            return Err(Reject::BeyondWindow);
+        }
+        let bytes = open_client(&self.keys.client, &header, datagram)?;
+        self.note_arrival(now, number);
+        if number < self.next || self.is_ahead(number) {
+            self.statistics.duplicates = self.statistics.duplicates.saturating_add(1);
+            // Its reply was lost, or the client probes: it waits for an answer.
+            self.urgent = true;
+        } else if number == self.next {
+            self.count_packet();
+            deliver(bytes);
+            self.next = number.plus(1);
+            self.deliver_ahead(hold, deliver);
+        } else if hold.keep(number, bytes) {
+            self.count_packet();
+            self.set_ahead(number, true);
+        } else {
+            self.statistics.no_room = self.statistics.no_room.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Out: makes the reply in `out` ([`crate::reply::REPLY_BYTES_MAX`] bytes) and returns its length.
+    #[must_use]
+    pub fn reply(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
+        self.credit_end = self.credit_end.max(self.next.plus(self.credit));
+        let reply = Reply {
+            next: self.next,
+            credit_end: self.credit_end,
+            latest: self.latest,
+            delay: now.since(self.latest_at),
+            attempt: self.attempt,
+            verdict: self.verdict,
+            action: self.action,
+        };
+        let mut bitmap = [0; BITMAP_BYTES_MAX];
+        let used = self.bitmap(&mut bitmap);
+        let payload = reply.encode(bitmap.get(..used)?, out)?;
+        let header = Header {
+            kind: Kind::Reply,
+            attempt: self.attempt,
+            session: self.id,
+            number: PacketNumber(self.replies),
+        };
+        self.replies = self.replies.saturating_add(1);
+        self.statistics.replies = self.statistics.replies.saturating_add(1);
+        self.unanswered = 0;
+        self.urgent = false;
+        seal_server(&self.keys.server, &header, &self.incarnation, out, payload)
+    }
+
+    /// Getter: when a reply is due; `None` if there is nothing to tell.
+    #[must_use]
+    pub fn reply_at(&self) -> Option<Instant> {
+        let missing = self.seen_end > self.next;
+        let every = if missing {
+            REPLY_EVERY_MISSING
+        } else {
+            REPLY_EVERY
+        };
+        if self.urgent || self.unanswered >= every {
+            return Some(self.unanswered_since);
+        }
+        (self.unanswered > 0).then(|| self.unanswered_since + REPLY_DELAY)
+    }
+
+    /// In: what the client is told to do from the next reply on.
+    pub fn set_verdict(&mut self, verdict: Verdict) {
+        self.urgent |= self.verdict != verdict;
+        self.verdict = verdict;
+    }
+
+    /// In: what the host is told to do in the end.
+    pub fn set_action(&mut self, action: Action) {
+        self.urgent |= self.action != action;
+        self.action = action;
+    }
+
+    /// In: how many packets beyond the last one written the client may send; at most [`WINDOW_PACKETS_MAX`]. What was
+    /// granted before stays granted.
+    pub fn set_credit(&mut self, packets: u64) {
+        self.credit = packets.min(WINDOW);
+    }
+
+    /// Getter: the verdict so far.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// Getter: every packet below this one has been delivered.
+    #[must_use]
+    pub const fn next(&self) -> PacketNumber {
+        self.next
+    }
+
+    /// Getter: the session's name.
+    #[must_use]
+    pub const fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Getter: the attempt.
+    #[must_use]
+    pub const fn attempt(&self) -> u16 {
+        self.attempt
+    }
+
+    /// Getter: counts so far.
+    #[must_use]
+    pub const fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    fn note_arrival(&mut self, now: Instant, number: PacketNumber) {
+        self.latest = number;
+        self.latest_at = now;
+        self.seen_end = self.seen_end.max(number.plus(1));
+        if self.unanswered == 0 {
+            self.unanswered_since = now;
+        }
+        self.unanswered = self.unanswered.saturating_add(1);
+    }
+
+    fn count_packet(&mut self) {
+        self.statistics.packets = self.statistics.packets.saturating_add(1);
+    }
+
+    fn deliver_ahead(&mut self, hold: &mut impl Hold, deliver: &mut impl FnMut(&[u8])) {
+        while self.is_ahead(self.next) {
+            let number = self.next;
+            self.set_ahead(number, false);
+            if hold.release(number, &mut *deliver).is_none() {
+                // The hold lost it: it counts as never received, and the client sends it again.
+                return;
+            }
+            self.next = number.plus(1);
+        }
+    }
+
+    /// Fills the reply's bitmap; returns how many bytes of it are used.
+    fn bitmap(&self, bitmap: &mut [u8; BITMAP_BYTES_MAX]) -> usize {
+        let mut used = 0_usize;
+        let mut number = self.next.plus(1);
+        for (index, byte) in bitmap.iter_mut().enumerate() {
+            if number >= self.seen_end {
+                break;
+            }
+            for bit in 0..8 {
+                // The last bit of the bitmap is one past the window, where nothing can be ahead.
+                let inside = number.since(self.next) < WINDOW;
+                if inside && self.is_ahead(number) {
+                    *byte |= 1_u8 << bit;
+                    used = index.saturating_add(1);
+                }
+                number = number.plus(1);
+            }
+        }
+        used
+    }
+
+    fn is_ahead(&self, number: PacketNumber) -> bool {
+        let (word, mask) = place(number);
+        self.ahead.get(word).is_some_and(|bits| bits & mask != 0)
+    }
+
+    fn set_ahead(&mut self, number: PacketNumber, ahead: bool) {
+        let (word, mask) = place(number);
+        if let Some(bits) = self.ahead.get_mut(word) {
+            *bits = if ahead { *bits | mask } else { *bits & !mask };
+        }
+    }
+}
+
+/// Word and bit of a packet in the ring of [`WINDOW`] bits.
+fn place(number: PacketNumber) -> (usize, u64) {
+    let bit = number.0 & (WINDOW - 1);
+    (usize::try_from(bit >> 6).unwrap_or(0), 1_u64 << (bit & 63))
+}
