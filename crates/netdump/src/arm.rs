@@ -92,11 +92,6 @@ struct Memory {
 pub fn arm(request: &Request) -> Result<Armed> {
     let key = HostKey::load(&request.key)?;
     let way = way::find(&request.server, request.device.as_deref())?;
-    ensure!(
-        way.remote.is_ipv4(),
-        "server {} is IPv6, the client speaks IPv4 only: name an IPv4 address",
-        way.remote
-    );
     let (arming, session) = arming(&key, &way)?;
     module::load(request.module.as_deref())?;
     write(&Command::Arm(arming))
@@ -217,19 +212,22 @@ fn read() -> Result<Status> {
     let got = device
         .read(&mut bytes)
         .with_context(|| format!("cannot read {DEVICE_PATH}"))?;
-    Status::decode(&bytes[..got]).copied().map_err(|refusal| match refusal {
-        Refusal::Version | Refusal::Length => anyhow!(
-            "the loaded module and this netdump are of different versions: netdump disarm, install both from one \
-             package, arm again"
-        ),
-        other => anyhow!("{DEVICE_PATH} does not answer as our module would ({other:?})"),
+    Status::decode(&bytes[..got]).copied().map_err(|refusal| {
+        if matches!(refusal, Refusal::Version | Refusal::Length) {
+            anyhow!(
+                "the loaded module and this netdump are of different versions: netdump disarm, \
+                 install both from one package, arm again"
+            )
+        } else {
+            anyhow!("{DEVICE_PATH} does not answer as our module would ({refusal:?})")
+        }
     })
 }
 
 fn open_error(error: io::Error) -> anyhow::Error {
-    let advice = match error.kind() {
-        io::ErrorKind::PermissionDenied => " (only root may)",
-        io::ErrorKind::NotFound => " (the module is not loaded: netdump arm)",
+    let advice = match Errno::from_io_error(&error) {
+        Some(Errno::ACCESS | Errno::PERM) => " (only root may)",
+        Some(Errno::NOENT) => " (the module is not loaded: netdump arm)",
         _ => "",
     };
     anyhow!(error).context(format!("cannot open {DEVICE_PATH}{advice}"))

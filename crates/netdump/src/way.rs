@@ -35,6 +35,10 @@ pub struct Way {
 /// Waits up to [`NEIGHBOUR_WAIT_MAX`] for the next hop to answer. Errors name the step that failed.
 pub fn find(server: &str, device: Option<&str>) -> Result<Way> {
     let remote = resolve(server)?;
+    ensure!(
+        remote.is_ipv4(),
+        "server {remote} is IPv6, the client speaks IPv4 only: name an IPv4 address"
+    );
     let mut netlink = Netlink::open().context("cannot open a netlink socket")?;
     let wanted = device
         .map(|name| link_by_name(&mut netlink, name))
@@ -71,7 +75,7 @@ pub fn find(server: &str, device: Option<&str>) -> Result<Way> {
     let local = route
         .source
         .ok_or_else(|| anyhow!("device {} has no address of its own", device.name))?;
-    let next_hop = route.gateway.unwrap_or(remote.ip());
+    let next_hop = route.gateway.unwrap_or_else(|| remote.ip());
     let next_hop_mac = neighbour(&mut netlink, next_hop, &device)?;
     let datagram_bytes = datagram_bytes(&device, local, route.gateway.is_some())?;
     Ok(Way {
