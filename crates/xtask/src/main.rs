@@ -10,6 +10,8 @@ mod kernels;
 mod lock;
 mod output;
 mod packages;
+#[cfg(test)]
+mod tidy;
 mod tools;
 
 use std::process::ExitCode;

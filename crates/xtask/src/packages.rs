@@ -1,0 +1,312 @@
+//! The pinned packages, fetched, checked and unpacked in the cache, ready for use.
+//!
+//! A set of packages becomes one directory `unpacked/<first package>_<version>/`. Its seal, which
+//! repeats the pins, is written last, so a directory with the right seal is whole. With everything
+//! sealed nothing here touches the network.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::lock::{Kernel, Lock, Package, Role};
+use crate::{apt, cache, command, output};
+
+const SEAL: &str = ".seal";
+
+/// The supported kernels.
+///
+/// # Errors
+/// `kernels.lock` cannot be read.
+pub(crate) fn kernels() -> Result<Vec<Kernel>> {
+    Ok(Lock::read()?.kernels)
+}
+
+/// The unpacked image package of a kernel: `boot/vmlinuz-<release>` and `lib/modules/<release>`.
+///
+/// # Errors
+/// It is not cached and cannot be fetched.
+pub(crate) fn image(release: &str) -> Result<PathBuf> {
+    ensure_set(Role::Image, Some(release), |_| Ok(()))
+}
+
+/// The directory to build a module of this release in (`make -C`).
+///
+/// # Errors
+/// The packages are not cached and cannot be fetched, or are laid out in a way we do not know.
+pub(crate) fn headers(release: &str) -> Result<PathBuf> {
+    let root = ensure_set(Role::Headers, Some(release), |dir| {
+        relocate_headers(dir, release)
+    })?;
+    Ok(root.join(headers_dir(release)))
+}
+
+/// The kernel with symbols.
+///
+/// # Errors
+/// It is not cached and its package (about a gigabyte) cannot be fetched.
+pub(crate) fn vmlinux(release: &str) -> Result<PathBuf> {
+    let lock = Lock::read()?;
+    let set = set(&lock, Role::Debug, Some(release))?;
+    let folder = cache::dir()?.join("vmlinux");
+    let (file, seal) = (
+        folder.join(release),
+        folder.join(format!("{release}{SEAL}")),
+    );
+    if is_sealed(&seal, &set) && file.exists() {
+        return Ok(file);
+    }
+    let _only_writer = cache::hold()?;
+    fs::create_dir_all(&folder)?;
+    let debs = apt::fetch(&set)?;
+    let [deb] = debs.as_slice() else {
+        bail!("{release}: expected one debug package, got {debs:?}")
+    };
+    let _step = output::step(format!("unpacking vmlinux of {release}"));
+    let partial = folder.join(format!("{release}.partial"));
+    extract_one(
+        deb,
+        &format!("./usr/lib/debug/boot/vmlinux-{release}"),
+        &partial,
+    )?;
+    fs::rename(&partial, &file)?;
+    fs::write(&seal, seal_text(&set))?;
+    fs::remove_file(deb).with_context(|| format!("cannot remove {}", deb.display()))?;
+    Ok(file)
+}
+
+/// The folder `library` of the Rust source whose `core` the kernel side is built from.
+///
+/// # Errors
+/// The package is not cached and cannot be fetched, or does not hold exactly one source.
+pub(crate) fn rust_src() -> Result<PathBuf> {
+    let sources = ensure_set(Role::RustSrc, None, |_| Ok(()))?.join("usr/src");
+    let entries =
+        fs::read_dir(&sources).with_context(|| format!("cannot read {}", sources.display()))?;
+    let libraries: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path().join("library"))
+        .filter(|path| path.is_dir())
+        .collect();
+    match libraries.as_slice() {
+        [library] => Ok(library.clone()),
+        other => bail!(
+            "{}: expected one Rust source, found {other:?}",
+            sources.display()
+        ),
+    }
+}
+
+/// The command that runs `crash`: the loader and the libraries of its own suite, because the
+/// machine's are older.
+///
+/// # Errors
+/// The packages are not cached and cannot be fetched.
+pub(crate) fn crash_reader() -> Result<Vec<String>> {
+    let root = ensure_set(Role::CrashReader, None, |_| Ok(()))?;
+    let text = |path: &str| root.join(path).to_string_lossy().into_owned();
+    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+        .map(text)
+        .join(":");
+    let loader = [
+        "usr/lib64/ld-linux-x86-64.so.2",
+        "lib64/ld-linux-x86-64.so.2",
+    ]
+    .into_iter()
+    .find(|path| root.join(path).exists())
+    .with_context(|| format!("{} has no ld-linux-x86-64.so.2", root.display()))?;
+    Ok(vec![
+        text(loader),
+        "--library-path".into(),
+        libraries,
+        text("usr/bin/crash"),
+    ])
+}
+
+/// The Python of a virtual environment that has `drgn`.
+///
+/// # Errors
+/// It is not cached and the environment cannot be made or filled.
+pub(crate) fn drgn() -> Result<PathBuf> {
+    let lock = Lock::read()?;
+    let wheel = lock.wheels.iter().find(|wheel| wheel.name == "drgn");
+    let wheel = wheel.context("kernels.lock pins no drgn")?;
+    let pin = format!(
+        "{}=={} --hash=sha256:{}\n",
+        wheel.name, wheel.version, wheel.sha256
+    );
+    let dir = cache::dir()?.join(format!("drgn-{}", wheel.version));
+    let (python, seal) = (dir.join("bin/python3"), dir.join(SEAL));
+    if fs::read_to_string(&seal).is_ok_and(|found| found == pin) && python.exists() {
+        return Ok(python);
+    }
+    let _only_writer = cache::hold()?;
+    let _step = output::step(format!("installing drgn {} in the cache", wheel.version));
+    remove_dir(&dir)?;
+    command::run(
+        Command::new("/usr/bin/python3")
+            .args(["-m", "venv"])
+            .arg(&dir),
+    )
+    .context("cannot make a Python environment: is python3-venv installed?")?;
+    let requirements = dir.join("requirements.txt");
+    fs::write(&requirements, &pin)?;
+    let install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--require-hashes",
+        "--requirement",
+    ];
+    command::run(Command::new(&python).args(install).arg(&requirements))?;
+    fs::write(&seal, pin)?;
+    Ok(python)
+}
+
+fn set<'a>(lock: &'a Lock, role: Role, release: Option<&str>) -> Result<Vec<&'a Package>> {
+    match release {
+        Some(release) => lock.set(role, Some(&lock.kernel(release)?.name)),
+        None => lock.set(role, None),
+    }
+}
+
+/// The set's directory, fetched and unpacked when it is not there; `prepare` changes the unpacked
+/// files before the seal goes on.
+fn ensure_set(
+    role: Role,
+    release: Option<&str>,
+    prepare: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let lock = Lock::read()?;
+    let set = set(&lock, role, release)?;
+    let Some(first) = set.first() else {
+        bail!("role {role:?} has no packages")
+    };
+    let unpacked = cache::dir()?.join("unpacked");
+    let dir = unpacked.join(format!("{}_{}", first.name, first.version));
+    if is_sealed(&dir.join(SEAL), &set) {
+        return Ok(dir);
+    }
+    let _only_writer = cache::hold()?;
+    if is_sealed(&dir.join(SEAL), &set) {
+        return Ok(dir);
+    }
+    let debs = apt::fetch(&set)?;
+    let _step = output::step(format!("unpacking {} {}", first.name, first.version));
+    let partial = unpacked.join("partial");
+    remove_dir(&partial)?;
+    fs::create_dir_all(&partial)?;
+    for deb in &debs {
+        command::run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&partial))?;
+    }
+    remove_dir(&dir)?;
+    fs::rename(&partial, &dir)?;
+    prepare(&dir)?;
+    fs::write(dir.join(SEAL), seal_text(&set))?;
+    Ok(dir)
+}
+
+/// Makes unpacked headers work where they are. They refer to their place on an installed machine
+/// in one line: the Makefile includes the common Makefile by its absolute path. All other
+/// references are relative links, which hold because the set shares one directory.
+fn relocate_headers(dir: &Path, release: &str) -> Result<()> {
+    let makefile = dir.join(headers_dir(release)).join("Makefile");
+    let text = fs::read_to_string(&makefile)
+        .with_context(|| format!("cannot read {}", makefile.display()))?;
+    let included = text
+        .trim()
+        .strip_prefix("include /usr/src/")
+        .with_context(|| {
+            format!(
+                "{}: expected one line `include /usr/src/...`, found `{text}`",
+                makefile.display()
+            )
+        })?;
+    let included = dir.join("usr/src").join(included);
+    ensure!(
+        included.is_file(),
+        "{}: {} is missing",
+        makefile.display(),
+        included.display()
+    );
+    fs::write(&makefile, format!("include {}\n", included.display()))?;
+    Ok(())
+}
+
+fn headers_dir(release: &str) -> String {
+    format!("usr/src/linux-headers-{release}")
+}
+
+/// Writes one member of a package to a file and reads no further than that member, which takes a
+/// tenth of the time of reading a debug package to its end.
+fn extract_one(deb: &Path, member: &str, file: &Path) -> Result<()> {
+    let mut dpkg = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(deb)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start dpkg-deb")?;
+    let tarfile = dpkg.stdout.take().context("dpkg-deb has no output")?;
+    let output =
+        fs::File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
+    let status = Command::new("tar")
+        .args(["--occurrence=1", "-xO", member])
+        .stdin(tarfile)
+        .stdout(output)
+        .status()
+        .context("cannot start tar")?;
+    // Its own status says nothing: it usually dies of the pipe that tar closed early.
+    dpkg.wait().context("cannot wait for dpkg-deb")?;
+    ensure!(status.success(), "{} has no {member}", deb.display());
+    Ok(())
+}
+
+fn is_sealed(seal: &Path, set: &[&Package]) -> bool {
+    fs::read_to_string(seal).is_ok_and(|text| text == seal_text(set))
+}
+
+fn seal_text(set: &[&Package]) -> String {
+    set.iter().map(|package| package.fact() + "\n").collect()
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_relocated_to_where_they_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let headers = dir.path().join(headers_dir("6.1.0-9-amd64"));
+        let common = dir.path().join("usr/src/linux-headers-6.1.0-9-common");
+        for folder in [&headers, &common] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let makefile = headers.join("Makefile");
+        fs::write(
+            &makefile,
+            "include /usr/src/linux-headers-6.1.0-9-common/Makefile\n",
+        )
+        .unwrap();
+        assert!(
+            relocate_headers(dir.path(), "6.1.0-9-amd64").is_err(),
+            "common is missing"
+        );
+        fs::write(common.join("Makefile"), "").unwrap();
+        relocate_headers(dir.path(), "6.1.0-9-amd64").unwrap();
+        let expected = format!("include {}\n", common.join("Makefile").display());
+        assert_eq!(fs::read_to_string(&makefile).unwrap(), expected);
+    }
+}
