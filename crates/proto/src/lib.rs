@@ -32,3 +32,8 @@ pub mod server;
 pub mod time;
 pub mod units;
 pub mod wire;
+
+#[cfg(test)]
+extern crate std;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! Records and replies: round trips, bounds, and totality over damaged bytes.
+
+use std::vec;
+use std::vec::Vec;
+
+use zerocopy::IntoBytes;
+
+use super::Random;
+use crate::record::{
+    self, BLOCK_BYTES, BODY_BYTES_MAX, Codec, Ending, Hello, Kind, Malformed, PFN_MAX,
+    RAM_RANGES_MAX, RECORD_HEADER_BYTES, RamRange, Record, decode, header,
+};
+use crate::reply::{Action, BITMAP_BYTES_MAX, REPLY_BYTES_MAX, Reply, Verdict};
+use crate::time::Micros;
+use crate::units::{PAGE_BYTES, PacketNumber, Pfn};
+use crate::wire::{HEADER_BYTES, INCARNATION_BYTES};
+
+fn record_bytes(kind: Kind, codec: Codec, pages: u16, argument: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = header(kind, codec, pages, body.len() as u32, argument).to_vec();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fn malformed(bytes: &[u8]) -> Malformed {
+    match decode(bytes) {
+        Err(malformed) => malformed,
+        Ok(_) => panic!("was taken"),
+    }
+}
+
+#[test]
+fn a_record_needs_all_its_bytes() {
+    let whole = record_bytes(Kind::Text, Codec::Raw, 0, 3, b"Oops: 0002");
+    for length in 0..whole.len() {
+        assert!(
+            matches!(decode(&whole[..length]), Ok(None)),
+            "{length} bytes were taken"
+        );
+    }
+    let Ok(Some(decoded)) = decode(&whole) else {
+        panic!("not decoded")
+    };
+    assert_eq!(decoded.bytes, whole.len());
+    assert!(matches!(
+        decoded.record,
+        Record::Text {
+            piece: 3,
+            text: b"Oops: 0002"
+        }
+    ));
+}
+
+#[test]
+fn illegal_records_are_named() {
+    let long = header(Kind::Text, Codec::Raw, 0, BODY_BYTES_MAX as u32 + 1, 0);
+    assert_eq!(
+        malformed(&long),
+        Malformed::Length {
+            kind: 2,
+            length: BODY_BYTES_MAX as u32 + 1
+        }
+    );
+    let mut unknown = long;
+    unknown[0] = 99;
+    assert_eq!(malformed(&unknown), Malformed::Kind(99));
+    assert_eq!(
+        malformed(&record_bytes(Kind::Pages, Codec::Raw, 0, 1, b"x")),
+        Malformed::PageCount(0)
+    );
+    assert_eq!(
+        malformed(&record_bytes(Kind::Pages, Codec::Raw, 9, 1, b"x")),
+        Malformed::PageCount(9)
+    );
+    let mut codec = record_bytes(Kind::Pages, Codec::Raw, 1, 1, b"x");
+    codec[1] = 7;
+    assert_eq!(malformed(&codec), Malformed::Codec(7));
+    let far = record_bytes(Kind::Zero, Codec::Raw, 0, PFN_MAX, &2_u64.to_le_bytes());
+    assert_eq!(
+        malformed(&far),
+        Malformed::Argument {
+            kind: 7,
+            argument: PFN_MAX
+        }
+    );
+    let none = record_bytes(Kind::Zero, Codec::Raw, 0, 1, &0_u64.to_le_bytes());
+    assert_eq!(
+        malformed(&none),
+        Malformed::Argument {
+            kind: 7,
+            argument: 1
+        }
+    );
+    let overflow = record_bytes(Kind::Zero, Codec::Raw, 0, u64::MAX, &u64::MAX.to_le_bytes());
+    assert_eq!(
+        malformed(&overflow),
+        Malformed::Argument {
+            kind: 7,
+            argument: u64::MAX
+        }
+    );
+    assert_eq!(
+        malformed(&record_bytes(Kind::Hello, Codec::Raw, 0, 0, b"short")),
+        Malformed::Length { kind: 1, length: 5 }
+    );
+    assert_eq!(
+        malformed(&record_bytes(Kind::End, Codec::Raw, 0, 9, b"")),
+        Malformed::Argument {
+            kind: 13,
+            argument: 9
+        }
+    );
+    assert_eq!(
+        malformed(&record_bytes(Kind::End, Codec::Raw, 0, 0, b"x")),
+        Malformed::Length {
+            kind: 13,
+            length: 1
+        }
+    );
+}
+
+#[test]
+fn memory_maps_are_judged() {
+    let map = |ranges: &[(u64, u64)]| -> Vec<u8> {
+        let ranges: Vec<RamRange> = ranges
+            .iter()
+            .map(|&(first, pages)| RamRange {
+                first: first.into(),
+                pages: pages.into(),
+            })
+            .collect();
+        ranges.as_bytes().to_vec()
+    };
+    assert!(record::ram_map(&map(&[(1, 158), (256, 1000)])).is_some());
+    assert!(
+        record::ram_map(&map(&[(1, 158), (159, 1)])).is_some(),
+        "ranges may touch"
+    );
+    assert!(record::ram_map(&map(&[])).is_none());
+    assert!(record::ram_map(&map(&[(1, 0)])).is_none());
+    assert!(
+        record::ram_map(&map(&[(10, 10), (19, 1)])).is_none(),
+        "ranges overlap"
+    );
+    assert!(
+        record::ram_map(&map(&[(10, 1), (5, 1)])).is_none(),
+        "ranges descend"
+    );
+    assert!(
+        record::ram_map(&map(&[(u64::MAX, 2)])).is_none(),
+        "end overflows"
+    );
+    assert!(record::ram_map(&map(&[(PFN_MAX, 1)])).is_none());
+    let many: Vec<(u64, u64)> = (0..=RAM_RANGES_MAX as u64).map(|n| (2 * n, 1)).collect();
+    assert!(record::ram_map(&map(&many)).is_none());
+    assert!(record::ram_map(&map(&many[1..])).is_some());
+}
+
+#[test]
+fn blocks_decode_to_their_pages_or_not_at_all() {
+    let mut out = [0; BLOCK_BYTES];
+    let page = vec![5; PAGE_BYTES];
+    let raw = record::Block {
+        first: Pfn(1),
+        pages: 1,
+        codec: Codec::Raw,
+        body: &page,
+    };
+    assert_eq!(raw.decode(&mut out).expect("decodes"), page);
+    let short = record::Block {
+        body: &page[1..],
+        ..raw
+    };
+    assert_eq!(
+        short.decode(&mut out),
+        Err(Malformed::Block {
+            first: Pfn(1),
+            body: PAGE_BYTES - 1
+        })
+    );
+    let mut compressed = vec![0; PAGE_BYTES];
+    let length = crate::lz4::Table::new()
+        .compress(&page, &mut compressed)
+        .expect("fits");
+    let block = record::Block {
+        first: Pfn(1),
+        pages: 1,
+        codec: Codec::Lz4,
+        body: &compressed[..length],
+    };
+    assert_eq!(block.decode(&mut out).expect("decodes"), page);
+    let two = record::Block { pages: 2, ..block };
+    assert!(two.decode(&mut out).is_err(), "one page passed for two");
+}
+
+#[test]
+fn damaged_records_never_panic() {
+    let mut random = Random(5);
+    let mut hello: Hello = zerocopy::FromZeros::new_zeroed();
+    hello.reason[..4].copy_from_slice(b"oops");
+    let seeds = [
+        record_bytes(Kind::Hello, Codec::Raw, 0, 0, hello.as_bytes()),
+        record_bytes(
+            Kind::Pages,
+            Codec::Lz4,
+            2,
+            77,
+            &[0x1F, 0, 1, 0, 255, 255, 3, 0x50, 1, 2, 3, 4, 5],
+        ),
+        record_bytes(Kind::MemoryMap, Codec::Raw, 0, 0, &[1; 32]),
+        record_bytes(Kind::Registers, Codec::Raw, 0, 1, &[0; 256]),
+        record_bytes(
+            Kind::End,
+            Codec::Raw,
+            0,
+            Ending::StateFaulted.to_wire(),
+            b"",
+        ),
+    ];
+    let mut out = [0; BLOCK_BYTES];
+    for round in 0..60_000 {
+        let mut bytes = seeds[round % seeds.len()].clone();
+        for _ in 0..1 + random.below(3) {
+            let at = random.below(bytes.len() as u64) as usize;
+            bytes[at] = random.next().to_le_bytes()[0];
+        }
+        bytes.truncate(1 + random.below(bytes.len() as u64) as usize);
+        if let Ok(Some(decoded)) = decode(&bytes) {
+            assert!(decoded.bytes <= bytes.len() && decoded.bytes >= RECORD_HEADER_BYTES);
+            if let Record::Pages(block) = decoded.record {
+                let _ = block
+                    .decode(&mut out)
+                    .map(|pages| assert_eq!(pages.len() % PAGE_BYTES, 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn replies_round_trip() {
+    let verdicts = [
+        Verdict::Undecided,
+        Verdict::Full { filter: 31 },
+        Verdict::LogOnly,
+        Verdict::Nothing,
+    ];
+    let actions = [Action::None, Action::Reboot, Action::Halt, Action::Stay];
+    for (verdict, action) in verdicts.into_iter().zip(actions) {
+        let reply = Reply {
+            next: PacketNumber(10),
+            credit_end: PacketNumber(300),
+            latest: PacketNumber(12),
+            delay: Micros::new(77),
+            attempt: 3,
+            verdict,
+            action,
+        };
+        let mut datagram = [0; REPLY_BYTES_MAX];
+        let length = reply.encode(&[0b101, 0xFF], &mut datagram).expect("fits");
+        let payload = &datagram[HEADER_BYTES + INCARNATION_BYTES..][..length];
+        assert_eq!(Reply::decode(payload), Some((reply, &[0b101, 0xFF][..])));
+        for cut in 0..length {
+            assert_eq!(
+                Reply::decode(&payload[..cut]),
+                None,
+                "{cut} bytes were taken"
+            );
+        }
+        assert_eq!(
+            reply.encode(&[0; BITMAP_BYTES_MAX + 1], &mut [0; 2 * REPLY_BYTES_MAX]),
+            None
+        );
+    }
+}
