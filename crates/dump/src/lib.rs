@@ -29,7 +29,7 @@ mod reader;
 mod vmcoreinfo;
 mod writer;
 
-pub use error::Error;
+pub use error::DumpError;
 pub use kdump::Compression;
 pub use machine::{Cpu, GREGS, Gregs, Machine};
 pub use page::{PAGE_SIZE, PFN_LIMIT, Page, PageState, Pfn, RamRange};
