@@ -52,7 +52,9 @@ impl KdumpReader {
         let ranks = rank(&in_file);
         let mut parsed = read_notes(input, &header, &sub)?;
         let ram = ranges(input, layout.bitmaps_at, &ram, end)?;
-        fill_names(&mut parsed.machine, &header);
+        if parsed.facts.is_none() {
+            fill_names(&mut parsed.machine, &header);
+        }
         parsed.machine.ram = ram;
         Ok(Opened {
             machine: parsed.machine,
@@ -230,7 +232,7 @@ fn read_notes(input: &Input, header: &Header, sub: &SubHeader) -> Result<Parsed,
     Ok(parsed)
 }
 
-/// The header has the names and the time in files of others too.
+/// Names and time for files of others, which lack our note.
 fn fill_names(machine: &mut Machine, header: &Header) {
     machine.node = field_name(&header.nodename);
     machine.release = field_name(&header.release);

@@ -269,9 +269,9 @@ fn header(machine: &Machine, ram: &RamMap, facts: &PageFacts, flag: u32) -> Head
     header.signature = SIGNATURE;
     header.version = I32::new(VERSION);
     header.sysname = name_field("Linux");
-    header.nodename = name_field(&machine.node);
-    header.release = name_field(&machine.release);
-    header.kernel_version = name_field(&machine.version);
+    header.nodename = name_field(or_unknown(&machine.node));
+    header.release = name_field(or_unknown(&machine.release));
+    header.kernel_version = name_field(or_unknown(&machine.version));
     header.machine = name_field("x86_64");
     header.time_s = U64::new(machine.crash_time_s);
     header.status = U32::new(flag | incomplete);
@@ -284,6 +284,11 @@ fn header(machine: &Machine, ram: &RamMap, facts: &PageFacts, flag: u32) -> Head
     header.current_cpu = U32::new(crashed.map_or(0, |cpu| cpu.number));
     header.cpus = I32::new(i32::try_from(machine.cpus.len()).unwrap_or(i32::MAX));
     header
+}
+
+/// libkdumpfile takes a header with an empty name for garbage and then knows no architecture.
+fn or_unknown(name: &str) -> &str {
+    if name.is_empty() { "(unknown)" } else { name }
 }
 
 fn sub_header(machine: &Machine, ram: &RamMap, notes: &Notes, notes_at: u64) -> SubHeader {
