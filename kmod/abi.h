@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the C shim and the Rust core share: structures, numbers and functions. core/src/ffi.rs is the other half; both
+ * sides assert every size. All calls into the core are made by one thread at a time: under rtnl_lock while the host
+ * is healthy, by the one CPU that runs after the crash.
+ */
+#ifndef NETDUMP_ABI_H
+#define NETDUMP_ABI_H
+
+#include <linux/build_bug.h>
+#include <linux/types.h>
+
+/* Bytes of proto::arming's message and status, of a block of pages, and of texts. */
+#define ND_MESSAGE_BYTES	596
+#define ND_STATUS_BYTES		372
+#define ND_TEXT_BYTES		160
+#define ND_SCRATCH_BYTES	32768
+#define ND_BLOCK_PAGES		8
+#define ND_SLOTS_MAX		1024
+#define ND_RAM_RANGES_MAX	512
+#define ND_WRITTEN_RANGES_MAX	1024
+
+/* What nd_core_command() made of a message. */
+enum nd_command {
+	ND_COMMAND_ARM,
+	ND_COMMAND_DISARM,
+	ND_COMMAND_REFUSED,
+};
+
+/* The part of an arming message that the shim acts on. */
+struct nd_arming {
+	u32 ifindex;
+	/* Longest frame the core will build, in bytes, Ethernet header included. */
+	u32 frame_bytes_max;
+};
+static_assert(sizeof(struct nd_arming) == 8);
+
+enum nd_state {
+	ND_IDLE,
+	ND_ARMED,
+	ND_LOST,
+};
+
+/* The part of the status that the shim knows. Texts are zero-padded. */
+struct nd_status {
+	u64 armed_unix_seconds;
+	u64 ram_pages;
+	u64 module_bytes;
+	u64 pool_bytes;
+	u64 reserve_bytes;
+	u64 other_bytes;
+	u32 state;
+	u32 ifindex;
+	u32 pool_slots;
+	u32 ram_ranges;
+	u32 cpus;
+	u32 reserved;
+	u8 device[16];
+	u8 driver[32];
+	u8 message[ND_TEXT_BYTES];
+};
+static_assert(sizeof(struct nd_status) == 280);
+
+/* What the shim knows of a crash when it starts the session. Texts are zero-padded. */
+struct nd_crash {
+	u64 ram_pages;
+	u64 uptime_ns;
+	u64 unix_seconds;
+	u64 page_offset;
+	u64 phys_base;
+	u64 image_pfn;
+	u64 image_pages;
+	u32 cpus;
+	u32 crashing_cpu;
+	s32 pid;
+	u16 pool_slots;
+	u8 mac[6];
+	u8 comm[16];
+	u8 release[64];
+	u8 version[128];
+	u8 reason[256];
+};
+static_assert(sizeof(struct nd_crash) == 544);
+
+/* One CPU, in the byte order and layout of proto::record::Cpu. */
+struct nd_cpu {
+	u32 cpu;
+	u32 flags;
+	s32 pid;
+	u32 reserved;
+	u64 task;
+	u8 comm[16];
+	u64 registers[27];
+};
+static_assert(sizeof(struct nd_cpu) == 256);
+#define ND_CPU_CRASHING	1
+#define ND_CPU_CAPTURED	2
+
+/* One range of System RAM, in the layout of proto::record::RamRange. */
+struct nd_ram {
+	u64 first;
+	u64 pages;
+};
+static_assert(sizeof(struct nd_ram) == 16);
+
+/* One range of pages that the dump path writes, in the layout of proto::record::WrittenRange. */
+struct nd_written {
+	u64 first;
+	u32 pages;
+	u32 kind;
+};
+static_assert(sizeof(struct nd_written) == 16);
+
+enum nd_written_kind {
+	ND_WRITTEN_MODULE = 1,
+	ND_WRITTEN_POOL,
+	ND_WRITTEN_RESERVE,
+	ND_WRITTEN_STACK,
+	ND_WRITTEN_PERCPU,
+	ND_WRITTEN_LOG,
+	ND_WRITTEN_DEVICE,
+	ND_WRITTEN_OTHER,
+};
+
+/* What became of one page. */
+enum nd_page {
+	ND_PAGE_READ,
+	ND_PAGE_OTHER_PASS,
+	ND_PAGE_UNREADABLE,
+};
+
+/* What the shim shall do next; a and b are the numbers it needs for it. */
+enum nd_step_kind {
+	/* Send the first `a` bytes of frame `slot`; if `b`, another one follows at once. */
+	ND_STEP_SEND,
+	/* Fill the scratch buffer, then nd_core_filled(). */
+	ND_STEP_TEXT,
+	/* ... with the registers of the `a`-th CPU ... */
+	ND_STEP_REGISTERS,
+	ND_STEP_NOTES,
+	ND_STEP_MEMORY_MAP,
+	ND_STEP_WRITTEN,
+	ND_STEP_STATE,
+	/* Read `b` pages from pfn `a` on that are precious, or that are not, then nd_core_pages(). */
+	ND_STEP_PAGES_PRECIOUS,
+	ND_STEP_PAGES_REST,
+	/* Poll the device until something is received or until time `a`. */
+	ND_STEP_WAIT,
+	/* The session is over; `a` is an nd_action. */
+	ND_STEP_FINISHED,
+};
+
+enum nd_action {
+	/* Nobody told: the client gave up. */
+	ND_ACTION_NONE,
+	ND_ACTION_REBOOT,
+	ND_ACTION_HALT,
+	ND_ACTION_STAY,
+};
+
+struct nd_step {
+	u32 kind;
+	u32 slot;
+	u64 a;
+	u64 b;
+};
+static_assert(sizeof(struct nd_step) == 24);
+
+/* The core's functions. Times are microseconds since the crash. */
+u32 nd_core_command(const u8 *message, size_t bytes, struct nd_arming *arming, u8 text[ND_TEXT_BYTES]);
+void nd_core_disarm(void);
+void nd_core_filled(u64 now, size_t bytes);
+void nd_core_frame(u64 now, u8 *frame, size_t bytes);
+void nd_core_pages(u64 now, const u8 *pages, size_t count);
+u8 *nd_core_scratch(void);
+void nd_core_start(u64 now, const struct nd_crash *crash);
+void nd_core_state_faulted(void);
+void nd_core_status(const struct nd_status *status, u8 out[ND_STATUS_BYTES]);
+void nd_core_step(u64 now, struct nd_step *step);
+#ifdef ND_BENCH
+u32 nd_core_bench(u32 slot, u64 number, bool sealed);
+#endif
+
+/*
+ * The shim's functions: the frame of a transmit buffer, or NULL while the device still owns it, and how long frames may
+ * be. Slot `pool_slots` is a spare one for answers to ARP.
+ */
+u8 *nd_frame(u32 slot);
+size_t nd_frame_bytes(void);
+
+#endif

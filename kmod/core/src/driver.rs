@@ -1,0 +1,357 @@
+//! The driver: the client engine on one side, the C shim's frames and requests on the other.
+//!
+//! It adds three things to [`proto::client`]: frames around datagrams, answers to ARP (nobody else on the host answers
+//! after a crash), and the order in which the armed servers are tried.
+
+use proto::arming::{Address, Arming, Command, HOST_BYTES, Refusal, SERVERS_MAX, Server, Status};
+use proto::client::{Client, Input, Outcome, PageStatus, Pass, Pool, Start, Step, Want};
+use proto::record::{ARCH_X86_64, BLOCK_BYTES, Hello};
+use proto::reply::Action;
+use proto::time::{Instant, Micros};
+use proto::units::{PAGE_BYTES, PacketNumber};
+use zerocopy::FromZeros as _;
+
+use crate::frame::{Asker, HEADER_BYTES, Mac, Received, Route};
+
+/// How long one of several servers is tried before the next one is.
+const SERVER_TRY: Micros = Micros::from_secs(10);
+
+/// The shim's transmit buffers.
+pub trait Frames {
+    /// The whole buffer `slot`, or `None` while the device still owns it. The slot after the pool's last one is spare,
+    /// for answers to ARP.
+    fn frame(&mut self, slot: u16) -> Option<&mut [u8]>;
+}
+
+/// What the shim does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Send the first bytes of a buffer.
+    Send {
+        /// The buffer.
+        slot: u16,
+        /// Bytes of the frame.
+        bytes: usize,
+        /// Another one follows at once.
+        more: bool,
+    },
+    /// Put into the scratch buffer what the engine wants and report it.
+    Read {
+        /// What it wants.
+        want: Want,
+        /// Whether text is asked for from its beginning, because a session has just begun.
+        from_start: bool,
+    },
+    /// Poll the device until something arrives or this time comes.
+    Wait(Instant),
+    /// It is over. [`Action::None`] if nobody told what then.
+    Finished(Action),
+}
+
+/// What the shim knows of the crash.
+#[derive(Clone, Copy)]
+pub struct Crash {
+    /// The part of Hello that comes from the kernel.
+    pub hello: Hello,
+    /// Buffers in the pool.
+    pub pool_slots: u16,
+    /// The device's Ethernet address at the time of the crash.
+    pub mac: Mac,
+}
+
+/// How far the session with one server got, so that starting over uses no packet number twice.
+#[derive(Clone, Copy)]
+struct Progress {
+    first: PacketNumber,
+    attempt: u16,
+}
+
+const NO_PROGRESS: Progress = Progress { first: PacketNumber(0), attempt: 0 };
+
+/// Everything the core has; static, about 130 KiB.
+pub struct Driver {
+    client: Client,
+    arming: Option<Arming>,
+    crash: Option<Crash>,
+    route: Option<Route>,
+    /// Index of the server that is being tried.
+    server: usize,
+    progress: [Progress; SERVERS_MAX],
+    /// When a server was last heard, or when the crash was.
+    heard_at: Instant,
+    asker: Option<Asker>,
+    /// Whether text and State have been asked for since the session began.
+    text_begun: bool,
+    state_begun: bool,
+}
+
+impl Driver {
+    /// Not armed.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            client: Client::new(),
+            arming: None,
+            crash: None,
+            route: None,
+            server: 0,
+            progress: [NO_PROGRESS; SERVERS_MAX],
+            heard_at: Instant::from_micros(0),
+            asker: None,
+            text_begun: false,
+            state_begun: false,
+        }
+    }
+
+    /// Takes an arming message. What it armed before is forgotten only if the message is good. Returns the armed part
+    /// the shim needs (device index, longest frame), or `None` for a disarmed host.
+    ///
+    /// # Errors
+    /// Why the message was refused, in words for the person who armed.
+    pub fn command(&mut self, message: &[u8]) -> Result<Option<(u32, usize)>, &'static str> {
+        match Command::decode(message).map_err(explain)? {
+            Command::Disarm => {
+                self.disarm();
+                Ok(None)
+            }
+            Command::Arm(arming) => {
+                if arming.servers.iter().flatten().any(|server| Route::new([0; 6], server).is_none()) {
+                    return Err("servers with IPv6 addresses cannot be used yet: name an IPv4 address");
+                }
+                let bytes = usize::from(arming.datagram_bytes).saturating_add(HEADER_BYTES);
+                let ifindex = arming.ifindex;
+                self.arming = Some(arming);
+                Ok(Some((ifindex, bytes)))
+            }
+        }
+    }
+
+    /// Forgets servers and keys.
+    pub fn disarm(&mut self) {
+        self.arming = None;
+    }
+
+    /// Completes `status` with what the core knows.
+    pub fn status(&self, status: &mut Status) {
+        let Some(arming) = &self.arming else {
+            return;
+        };
+        status.host = arming.host;
+        if let Some(server) = arming.servers.iter().flatten().next() {
+            status.key = server.session.key.0.into();
+            status.server_port = server.remote_port.into();
+            match server.remote {
+                Address::V4([a, b, c, d]) => {
+                    status.server_family = 4.into();
+                    status.server = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                }
+                Address::V6(address) => {
+                    status.server_family = 6.into();
+                    status.server = address;
+                }
+            }
+        }
+    }
+
+    /// Begins the session of a crash with the first server.
+    pub fn start(&mut self, now: Instant, crash: &Crash) {
+        self.crash = Some(*crash);
+        self.progress = [NO_PROGRESS; SERVERS_MAX];
+        self.server = 0;
+        self.heard_at = now;
+        self.begin(now);
+    }
+
+    /// What to do next.
+    pub fn step(&mut self, now: Instant, frames: &mut impl Frames) -> Next {
+        if let Some(answer) = self.answer(frames) {
+            return answer;
+        }
+        // Two rounds: the second one's session has just begun and has something to do.
+        for _ in 0..2 {
+            match self.client.poll(now, &mut Payloads(frames)) {
+                Step::Send { slot, len, more } => return self.send(frames, slot, len, more),
+                Step::Read(want) => return self.read(want),
+                Step::WaitUntil(until) => return Next::Wait(until),
+                Step::Finished(outcome) => {
+                    if !self.try_next(now, outcome) {
+                        return Next::Finished(outcome.action);
+                    }
+                }
+            }
+        }
+        Next::Finished(Action::None)
+    }
+
+    /// Takes a frame that arrived.
+    pub fn received(&mut self, now: Instant, frame: &mut [u8]) {
+        let Some(route) = &self.route else {
+            return;
+        };
+        match route.receive(frame) {
+            Received::Payload(datagram) => {
+                if self.client.handle(now, Input::Datagram(datagram)).is_ok() {
+                    self.heard_at = now;
+                }
+            }
+            // Only the latest one is answered; who asked before asks again.
+            Received::Question(asker) => self.asker = Some(asker),
+            Received::Other => {}
+        }
+    }
+
+    /// The scratch buffer holds so many bytes of what was asked for.
+    pub fn filled(&mut self, now: Instant, bytes: usize) {
+        self.input(now, Input::Filled(bytes));
+    }
+
+    /// The scratch buffer holds the pages that were asked for.
+    pub fn pages(&mut self, now: Instant, statuses: &[PageStatus]) {
+        self.input(now, Input::Pages(statuses));
+    }
+
+    /// The kernel faulted while it wrote the State text.
+    pub fn state_faulted(&mut self) {
+        self.client.state_faulted();
+    }
+
+    /// Where the shim puts what it reads.
+    pub fn scratch(&mut self) -> &mut [u8; BLOCK_BYTES] {
+        self.client.scratch()
+    }
+
+    fn input(&mut self, now: Instant, input: Input<'_>) {
+        // Only datagrams are ever refused.
+        if self.client.handle(now, input).is_err() {
+            self.heard_at = self.heard_at.max(now);
+        }
+    }
+
+    fn answer(&mut self, frames: &mut impl Frames) -> Option<Next> {
+        let asker = self.asker?;
+        let slot = self.crash.as_ref()?.pool_slots;
+        let bytes = self.route?.answer(&asker, frames.frame(slot)?)?;
+        self.asker = None;
+        Some(Next::Send { slot, bytes, more: false })
+    }
+
+    fn send(&self, frames: &mut impl Frames, slot: u16, len: usize, more: bool) -> Next {
+        let bytes = self.route.and_then(|route| route.finish(frames.frame(slot)?, len));
+        // The engine has just been given this buffer and this route, so a frame without either is a bug; a frame of no
+        // bytes goes out as padding and the engine loses nothing but time.
+        Next::Send { slot, bytes: bytes.unwrap_or(0), more }
+    }
+
+    fn read(&mut self, want: Want) -> Next {
+        let begun = match want {
+            Want::Text => core::mem::replace(&mut self.text_begun, true),
+            Want::State => core::mem::replace(&mut self.state_begun, true),
+            Want::Registers(_) | Want::Notes | Want::MemoryMap | Want::Pages { .. } | Want::Written => true,
+        };
+        Next::Read { want, from_start: !begun }
+    }
+
+    /// Whether there is another attempt after a session ended with `outcome`, which is begun then.
+    fn try_next(&mut self, now: Instant, outcome: Outcome) -> bool {
+        let Some(arming) = &self.arming else {
+            return false;
+        };
+        let give_up = Micros::from_secs(arming.give_up_seconds.into());
+        if outcome.action != Action::None || outcome.complete || now.since(self.heard_at) >= give_up {
+            return false;
+        }
+        let servers = arming.servers.iter().flatten().count();
+        if let Some(progress) = self.progress.get_mut(self.server) {
+            progress.first = self.client.next_packet();
+            progress.attempt = progress.attempt.saturating_add(1);
+        }
+        self.server = self.server.saturating_add(1);
+        if self.server >= servers {
+            self.server = 0;
+        }
+        self.begin(now);
+        true
+    }
+
+    fn begin(&mut self, now: Instant) {
+        let (Some(arming), Some(crash)) = (&self.arming, &self.crash) else {
+            return;
+        };
+        let (Some(server), Some(progress)) = (server_at(arming, self.server), self.progress.get(self.server)) else {
+            return;
+        };
+        let alone = server_at(arming, 1).is_none();
+        let give_up = Micros::from_secs(arming.give_up_seconds.into());
+        let start = Start {
+            server,
+            datagram_bytes: arming.datagram_bytes.into(),
+            pool_slots: crash.pool_slots,
+            give_up: if alone { give_up } else { give_up.min(SERVER_TRY) },
+            first: progress.first,
+            attempt: progress.attempt,
+        };
+        let hello = Hello { boot: arming.boot, host: arming.host, ..crash.hello };
+        self.route = Route::new(crash.mac, server);
+        self.text_begun = false;
+        self.state_begun = false;
+        self.client.start(now, &start, &hello);
+    }
+}
+
+impl Default for Driver {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The buffers as the engine sees them: UDP payloads only.
+struct Payloads<'a, F>(&'a mut F);
+
+impl<F: Frames> Pool for Payloads<'_, F> {
+    fn buffer(&mut self, slot: u16) -> Option<&mut [u8]> {
+        self.0.frame(slot)?.get_mut(HEADER_BYTES..)
+    }
+}
+
+/// A Hello of what all hosts with this module have in common.
+#[must_use]
+pub fn blank_hello() -> Hello {
+    Hello {
+        arch: ARCH_X86_64.into(),
+        page_bytes: u32::try_from(PAGE_BYTES).unwrap_or(0).into(),
+        ..Hello::new_zeroed()
+    }
+}
+
+/// The part of `want` that the shim's step kinds tell apart by number.
+#[must_use]
+pub const fn is_precious(pass: Pass) -> bool {
+    matches!(pass, Pass::Precious)
+}
+
+fn server_at(arming: &Arming, index: usize) -> Option<&Server> {
+    arming.servers.get(index)?.as_ref()
+}
+
+fn explain(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Length => "the message has the wrong length: tool and module are of different versions",
+        Refusal::Magic => "this is no netdump message",
+        Refusal::Version => "tool and module are of different versions: install both from one source",
+        Refusal::Command => "unknown command: tool and module are of different versions",
+        Refusal::Device => "the message names no device",
+        Refusal::DatagramBytes => "the datagram size is out of bounds (508 to 8972 bytes)",
+        Refusal::GiveUpSeconds => "the time to look for a server is out of bounds (1 to 3600 s)",
+        Refusal::Servers => "the number of servers is out of bounds (1 to 4)",
+        Refusal::Family => "a server's two addresses are of unknown or different families",
+        Refusal::Port => "a port is 0",
+        Refusal::NextHop => "a next hop's Ethernet address is zero or multicast: is the server reachable?",
+        Refusal::SessionTwice => "two servers share one session: give each its own",
+        Refusal::Host => "the host's name is empty, or not UTF-8",
+    }
+}
+
+const _: () = assert!(HOST_BYTES == 64, "Hello and Arming name the host in fields of one size");
+
+#[cfg(test)]
+mod tests;

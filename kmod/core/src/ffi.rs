@@ -1,0 +1,333 @@
+//! The C boundary: the other half of `abi.h`. Every function turns pointers into references once and calls safe code.
+//!
+//! # Safety
+//! The shim calls these functions from one thread at a time (under `rtnl_lock` while the host is healthy, from the one
+//! CPU that runs after the crash), never from inside each other, and with pointers that are valid for what the
+//! parameter's type or length says. After a fault inside one of them it calls none of them again.
+
+use core::cell::UnsafeCell;
+use core::slice;
+
+use proto::arming::{MESSAGE_BYTES, STATUS_BYTES, Status};
+use proto::client::{PageStatus, SLOTS_MAX, Want};
+use proto::record::{BLOCK_BYTES, BLOCK_PAGES, Cpu, RAM_RANGES_MAX, RamRange, WRITTEN_RANGES_MAX, WrittenRange};
+use proto::reply::Action;
+use proto::time::Instant;
+use zerocopy::IntoBytes as _;
+
+use crate::driver::{Crash, Driver, Frames, Next, blank_hello, is_precious};
+
+const TEXT_BYTES: usize = 160;
+
+const COMMAND_ARM: u32 = 0;
+const COMMAND_DISARM: u32 = 1;
+const COMMAND_REFUSED: u32 = 2;
+
+const STEP_SEND: u32 = 0;
+const STEP_TEXT: u32 = 1;
+const STEP_REGISTERS: u32 = 2;
+const STEP_NOTES: u32 = 3;
+const STEP_MEMORY_MAP: u32 = 4;
+const STEP_WRITTEN: u32 = 5;
+const STEP_STATE: u32 = 6;
+const STEP_PAGES_PRECIOUS: u32 = 7;
+const STEP_PAGES_REST: u32 = 8;
+const STEP_WAIT: u32 = 9;
+const STEP_FINISHED: u32 = 10;
+
+const PAGE_READ: u8 = 0;
+const PAGE_OTHER_PASS: u8 = 1;
+
+/// `struct nd_arming`.
+#[repr(C)]
+struct NdArming {
+    ifindex: u32,
+    frame_bytes_max: u32,
+}
+
+/// `struct nd_status`.
+#[repr(C)]
+struct NdStatus {
+    armed_unix_seconds: u64,
+    ram_pages: u64,
+    module_bytes: u64,
+    pool_bytes: u64,
+    reserve_bytes: u64,
+    other_bytes: u64,
+    state: u32,
+    ifindex: u32,
+    pool_slots: u32,
+    ram_ranges: u32,
+    cpus: u32,
+    reserved: u32,
+    device: [u8; 16],
+    driver: [u8; 32],
+    message: [u8; TEXT_BYTES],
+}
+
+/// `struct nd_crash`.
+#[repr(C)]
+struct NdCrash {
+    ram_pages: u64,
+    uptime_ns: u64,
+    unix_seconds: u64,
+    page_offset: u64,
+    phys_base: u64,
+    image_pfn: u64,
+    image_pages: u64,
+    cpus: u32,
+    crashing_cpu: u32,
+    pid: i32,
+    pool_slots: u16,
+    mac: [u8; 6],
+    comm: [u8; 16],
+    release: [u8; 64],
+    version: [u8; 128],
+    reason: [u8; 256],
+}
+
+/// `struct nd_step`.
+#[derive(Default)]
+#[repr(C)]
+struct NdStep {
+    kind: u32,
+    slot: u32,
+    a: u64,
+    b: u64,
+}
+
+// What abi.h asserts on its side.
+const _: () = assert!(size_of::<NdArming>() == 8);
+const _: () = assert!(size_of::<NdStatus>() == 280);
+const _: () = assert!(size_of::<NdCrash>() == 544);
+const _: () = assert!(size_of::<NdStep>() == 24);
+const _: () = assert!(size_of::<Cpu>() == 256);
+const _: () = assert!(size_of::<RamRange>() == 16);
+const _: () = assert!(size_of::<WrittenRange>() == 16);
+const _: () = assert!(MESSAGE_BYTES == 596);
+const _: () = assert!(STATUS_BYTES == 372);
+const _: () = assert!(BLOCK_BYTES == 32768);
+const _: () = assert!(BLOCK_PAGES == 8);
+const _: () = assert!(SLOTS_MAX == 1024);
+const _: () = assert!(RAM_RANGES_MAX == 512);
+const _: () = assert!(WRITTEN_RANGES_MAX == 1024);
+
+/// The one driver.
+struct Shared(UnsafeCell<Driver>);
+
+// SAFETY: only the exported functions touch it, and the shim calls them from one thread at a time (module's contract).
+unsafe impl Sync for Shared {}
+
+static DRIVER: Shared = Shared(UnsafeCell::new(Driver::new()));
+
+fn driver() -> &'static mut Driver {
+    // SAFETY: each exported function calls this once, and by the module's contract none runs while another does, so
+    // this reference is the only one until that function returns.
+    unsafe { &mut *DRIVER.0.get() }
+}
+
+unsafe extern "C" {
+    /// The buffer of a slot, or null; see `abi.h`.
+    fn nd_frame(slot: u32) -> *mut u8;
+    /// How long the buffers are.
+    fn nd_frame_bytes() -> usize;
+    /// Does not exist. If this reference survives linking, something in the core can panic.
+    fn nd_core_panicked();
+}
+
+/// The shim's buffers.
+struct ShimFrames;
+
+impl Frames for ShimFrames {
+    fn frame(&mut self, slot: u16) -> Option<&mut [u8]> {
+        // SAFETY: the function takes any number.
+        let frame = unsafe { nd_frame(slot.into()) };
+        // SAFETY: the function has no preconditions.
+        let bytes = unsafe { nd_frame_bytes() };
+        if frame.is_null() {
+            return None;
+        }
+        // SAFETY: the shim owns the buffer of `bytes` bytes and gives it out only while the device does not use it; the
+        // borrow ends before the shim runs again.
+        Some(unsafe { slice::from_raw_parts_mut(frame, bytes) })
+    }
+}
+
+/// Takes a message; see [`Driver::command`].
+///
+/// # Safety
+/// The module's contract.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nd_core_command(
+    message: *const u8,
+    bytes: usize,
+    arming: &mut NdArming,
+    text: &mut [u8; TEXT_BYTES],
+) -> u32 {
+    // SAFETY: the shim gives a message of `bytes` bytes.
+    let message = unsafe { slice::from_raw_parts(message, bytes) };
+    match driver().command(message) {
+        Ok(Some((ifindex, frame_bytes))) => {
+            arming.ifindex = ifindex;
+            arming.frame_bytes_max = u32::try_from(frame_bytes).unwrap_or(u32::MAX);
+            COMMAND_ARM
+        }
+        Ok(None) => COMMAND_DISARM,
+        Err(why) => {
+            for (to, from) in text.iter_mut().zip(why.bytes()) {
+                *to = from;
+            }
+            COMMAND_REFUSED
+        }
+    }
+}
+
+/// See [`Driver::disarm`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_disarm() {
+    driver().disarm();
+}
+
+/// See [`Driver::filled`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_filled(now: u64, bytes: usize) {
+    driver().filled(Instant::from_micros(now), bytes);
+}
+
+/// See [`Driver::received`].
+///
+/// # Safety
+/// The module's contract.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nd_core_frame(now: u64, frame: *mut u8, bytes: usize) {
+    // SAFETY: the shim gives its receive buffer, which holds `bytes` bytes and is not used by anybody else meanwhile.
+    let frame = unsafe { slice::from_raw_parts_mut(frame, bytes) };
+    driver().received(Instant::from_micros(now), frame);
+}
+
+/// See [`Driver::pages`].
+///
+/// # Safety
+/// The module's contract.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nd_core_pages(now: u64, pages: *const u8, count: usize) {
+    // SAFETY: the shim gives `count` statuses.
+    let pages = unsafe { slice::from_raw_parts(pages, count) };
+    let mut statuses = [PageStatus::Unreadable; BLOCK_PAGES];
+    for (status, &page) in statuses.iter_mut().zip(pages) {
+        *status = match page {
+            PAGE_READ => PageStatus::Read,
+            PAGE_OTHER_PASS => PageStatus::OtherPass,
+            _ => PageStatus::Unreadable,
+        };
+    }
+    let count = count.min(BLOCK_PAGES);
+    if let Some(statuses) = statuses.get(..count) {
+        driver().pages(Instant::from_micros(now), statuses);
+    }
+}
+
+/// See [`Driver::scratch`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_scratch() -> *mut u8 {
+    driver().scratch().as_mut_ptr()
+}
+
+/// See [`Driver::start`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_start(now: u64, crash: &NdCrash) {
+    let mut hello = blank_hello();
+    hello.cpus = crash.cpus.into();
+    hello.crashing_cpu = crash.crashing_cpu.into();
+    hello.pid = crash.pid.into();
+    hello.ram_pages = crash.ram_pages.into();
+    hello.uptime_ns = crash.uptime_ns.into();
+    hello.unix_seconds = crash.unix_seconds.into();
+    hello.page_offset = crash.page_offset.into();
+    hello.phys_base = crash.phys_base.into();
+    hello.image_pfn = crash.image_pfn.into();
+    hello.image_pages = crash.image_pages.into();
+    hello.comm = crash.comm;
+    hello.release = crash.release;
+    hello.kernel_version = crash.version;
+    hello.reason = crash.reason;
+    let crash = Crash { hello, pool_slots: crash.pool_slots, mac: crash.mac };
+    driver().start(Instant::from_micros(now), &crash);
+}
+
+/// See [`Driver::state_faulted`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_state_faulted() {
+    driver().state_faulted();
+}
+
+/// The status as user space gets it.
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_status(from: &NdStatus, to: &mut [u8; STATUS_BYTES]) {
+    let mut status = Status::idle();
+    status.state = u16::try_from(from.state).unwrap_or(u16::MAX).into();
+    status.ifindex = from.ifindex.into();
+    status.pool_slots = from.pool_slots.into();
+    status.armed_unix_seconds = from.armed_unix_seconds.into();
+    status.ram_pages = from.ram_pages.into();
+    status.ram_ranges = from.ram_ranges.into();
+    status.cpus = from.cpus.into();
+    status.module_bytes = from.module_bytes.into();
+    status.pool_bytes = from.pool_bytes.into();
+    status.reserve_bytes = from.reserve_bytes.into();
+    status.other_bytes = from.other_bytes.into();
+    status.device = from.device;
+    status.driver = from.driver;
+    status.message = from.message;
+    driver().status(&mut status);
+    to.copy_from_slice(status.as_bytes());
+}
+
+/// See [`Driver::step`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_step(now: u64, step: &mut NdStep) {
+    *step = match driver().step(Instant::from_micros(now), &mut ShimFrames) {
+        Next::Send { slot, bytes, more } => NdStep {
+            kind: STEP_SEND,
+            slot: slot.into(),
+            a: u64::try_from(bytes).unwrap_or(0),
+            b: more.into(),
+        },
+        Next::Read { want, from_start } => read_step(want, from_start),
+        Next::Wait(until) => NdStep { kind: STEP_WAIT, a: until.as_micros(), ..NdStep::default() },
+        Next::Finished(action) => NdStep { kind: STEP_FINISHED, a: action_number(action), ..NdStep::default() },
+    };
+}
+
+fn read_step(want: Want, from_start: bool) -> NdStep {
+    let (kind, a, b) = match want {
+        Want::Text => (STEP_TEXT, from_start.into(), 0),
+        Want::Registers(index) => (STEP_REGISTERS, index.into(), 0),
+        Want::Notes => (STEP_NOTES, 0, 0),
+        Want::MemoryMap => (STEP_MEMORY_MAP, 0, 0),
+        Want::Written => (STEP_WRITTEN, 0, 0),
+        Want::State => (STEP_STATE, from_start.into(), 0),
+        Want::Pages { first, count, pass, .. } => {
+            let kind = if is_precious(pass) { STEP_PAGES_PRECIOUS } else { STEP_PAGES_REST };
+            (kind, first.0, count.into())
+        }
+    };
+    NdStep { kind, slot: 0, a, b }
+}
+
+const fn action_number(action: Action) -> u64 {
+    match action {
+        Action::None => 0,
+        Action::Reboot => 1,
+        Action::Halt => 2,
+        Action::Stay => 3,
+    }
+}
+
+/// Never linked in: see [`nd_core_panicked`].
+#[panic_handler]
+fn panicked(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: never called: a module that holds this reference does not load.
+    unsafe { nd_core_panicked() };
+    loop {}
+}

@@ -1,0 +1,1260 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * netdump: what the Rust core needs of the kernel, one small function per need.
+ *
+ * While the host is healthy this file does nothing but hold what it took when it was armed, and answer /dev/netdump.
+ * After a crash one CPU runs nd_crashed() and never returns from it, except when the server says so: it stops the
+ * others, makes the network device usable by polling, and does what the core says, step by step. From there on: no
+ * allocation, no lock that a stopped CPU may hold, no interrupt, no printing to a console.
+ */
+
+#include <linux/capability.h>
+#include <linux/console.h>
+#include <linux/delay.h>
+#include <linux/etherdevice.h>
+#include <linux/if_arp.h>
+#include <linux/init.h>
+#include <linux/kdebug.h>
+#include <linux/kexec.h>
+#include <linux/kprobes.h>
+#include <linux/memblock.h>
+#include <linux/miscdevice.h>
+#include <linux/nmi.h>
+#include <linux/panic_notifier.h>
+#include <linux/reboot.h>
+#include <linux/rtnetlink.h>
+#include <linux/sched/debug.h>
+#include <linux/sysrq.h>
+#include <linux/timekeeping.h>
+#include <linux/uaccess.h>
+#include <linux/utsname.h>
+#include <linux/vmalloc.h>
+#include <asm/apic.h>
+#include <asm/nmi.h>
+#include <asm/smp.h>
+#include <asm/tsc.h>
+
+#include "shim.h"
+
+static struct nd_shim nd = {
+	.reserve = LIST_HEAD_INIT(nd.reserve),
+	.reserve_large = LIST_HEAD_INIT(nd.reserve_large),
+};
+
+static void nd_resume_after_fault(void);
+
+/* ---- Time ---- */
+
+/* Prepares nd_now(): microseconds are TSC ticks times a 32-bit fraction. */
+static void nd_clock_start(void)
+{
+	if (nd.tsc_start)
+		return;
+	nd.tsc_mult = div_u64(1000ULL << 32, tsc_khz);
+	nd.tsc_start = rdtsc_ordered();
+}
+
+/* Microseconds since the crash. The kernel's own clocks may stand still by then. */
+static u64 nd_now(void)
+{
+	return mul_u64_u32_shr(rdtsc_ordered() - nd.tsc_start, nd.tsc_mult, 32);
+}
+
+/* ---- Interrupts ---- */
+
+/*
+ * Keeps interrupts away. IF alone does not: on 6.1 drivers get it set again inside their poll, because filling the
+ * cache of socket buffers ends in an unconditional local_irq_enable() (kmem_cache_alloc_bulk(), until 6.2). A task
+ * priority of 15 masks all vectors whatever IF says.
+ */
+static void nd_interrupts_off(void)
+{
+	asm volatile("mov %0, %%cr8" : : "r" (15UL) : "memory");
+	if (!irqs_disabled())
+		local_irq_disable();
+}
+
+/* ---- The other CPUs ---- */
+
+static void __noreturn nd_hold(void)
+{
+	for (;;)
+		asm volatile("hlt" : : : "memory");
+}
+
+/* Makes the calling CPU the one that runs the dump. False: another one is already. */
+static bool nd_claim(void)
+{
+	int cpu = raw_smp_processor_id() + 1;
+	int owner = atomic_cmpxchg(&nd.owner, 0, cpu);
+
+	return !owner || owner == cpu;
+}
+
+static bool nd_is_owner(void)
+{
+	return atomic_read(&nd.owner) == raw_smp_processor_id() + 1;
+}
+
+static void nd_capture(struct nd_captured *to, const struct pt_regs *regs)
+{
+	u32 low, high;
+
+	to->regs = *regs;
+	to->task = current;
+	rdmsr(MSR_FS_BASE, low, high);
+	to->fs_base = (u64)high << 32 | low;
+	rdmsr(MSR_KERNEL_GS_BASE, low, high);
+	to->gs_base = (u64)high << 32 | low;
+	asm volatile("mov %%ds, %0" : "=r" (to->segments[0]));
+	asm volatile("mov %%es, %0" : "=r" (to->segments[1]));
+	asm volatile("mov %%fs, %0" : "=r" (to->segments[2]));
+	asm volatile("mov %%gs, %0" : "=r" (to->segments[3]));
+	smp_store_release(&to->valid, true);
+}
+
+/*
+ * On the other CPUs: save what they did, and hold them. They stay online for whoever reads the dump, which the kernel's
+ * own way of stopping them would hide.
+ */
+static int nd_on_nmi(unsigned int type, struct pt_regs *regs)
+{
+	if (!READ_ONCE(nd.stopping) || nd_is_owner())
+		return NMI_DONE;
+	nd_capture(&nd.captured[raw_smp_processor_id()], regs);
+	nd_hold();
+}
+
+static u32 nd_captured_count(void)
+{
+	u32 count = 0;
+	int cpu;
+
+	for_each_online_cpu(cpu)
+		count += smp_load_acquire(&nd.captured[cpu].valid);
+	return count;
+}
+
+/* Stops all other CPUs by NMI, which reaches them in any loop. Waits 100 ms at most. */
+static void nd_stop_others(void)
+{
+	u64 until;
+
+	nd_clock_start();
+	if (nd.stopping)
+		return;
+	nd.captured[raw_smp_processor_id()].valid = false;
+	smp_store_release(&nd.stopping, true);
+	if (num_online_cpus() < 2)
+		return;
+	apic->send_IPI_allbutself(NMI_VECTOR);
+	until = nd_now() + 100 * USEC_PER_MSEC;
+	while (nd_captured_count() < num_online_cpus() - 1 && nd_now() < until)
+		cpu_relax();
+}
+
+/* Whether smp_ops is called because of a panic, and not for a reboot. */
+static bool nd_is_panic(void)
+{
+	return READ_ONCE(nd.state) == ND_ARMED && (oops_in_progress || READ_ONCE(nd.panicking));
+}
+
+static void nd_hook_stop(int wait)
+{
+	if (nd_is_panic() && nd_claim())
+		nd_stop_others();
+	else
+		nd.stop_other_cpus(wait);
+}
+
+static void nd_hook_crash_stop(void)
+{
+	if (nd_is_panic() && nd_claim())
+		nd_stop_others();
+	else
+		nd.crash_stop_other_cpus();
+}
+
+static void nd_hook(void)
+{
+	nd.stop_other_cpus = smp_ops.stop_other_cpus;
+	nd.crash_stop_other_cpus = smp_ops.crash_stop_other_cpus;
+	WRITE_ONCE(smp_ops.stop_other_cpus, nd_hook_stop);
+	if (nd.crash_stop_other_cpus)
+		WRITE_ONCE(smp_ops.crash_stop_other_cpus, nd_hook_crash_stop);
+	nd.hooked = true;
+}
+
+static void nd_unhook(void)
+{
+	if (!nd.hooked)
+		return;
+	if (smp_ops.stop_other_cpus == nd_hook_stop)
+		WRITE_ONCE(smp_ops.stop_other_cpus, nd.stop_other_cpus);
+	if (smp_ops.crash_stop_other_cpus == nd_hook_crash_stop)
+		WRITE_ONCE(smp_ops.crash_stop_other_cpus, nd.crash_stop_other_cpus);
+	nd.hooked = false;
+}
+
+/* ---- The crashing CPU's registers ---- */
+
+/* An oops hands over the registers of the fault itself. It may be survived, so nothing is done here but to keep them. */
+static int nd_on_die(struct notifier_block *block, unsigned long event, void *data)
+{
+	const struct die_args *args = data;
+
+	if (event != DIE_OOPS || READ_ONCE(nd.state) != ND_ARMED)
+		return NOTIFY_DONE;
+	if (nd.running) {
+		if (nd_is_owner())
+			nd_resume_after_fault();
+		nd_hold();
+	}
+	if (!args->regs)
+		return NOTIFY_DONE;
+	nd.died.valid = false;
+	nd.died.regs = *args->regs;
+	nd.died.task = current;
+	nd.died.pid = current->pid;
+	nd.died.cpu = raw_smp_processor_id();
+	nd.died.valid = true;
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block nd_die_block = { .notifier_call = nd_on_die, .priority = INT_MAX };
+
+/* A panic without an oops: the registers at its first instruction. */
+static int nd_on_probe(struct kprobe *probe, struct pt_regs *regs)
+{
+	struct nd_captured *captured = &nd.captured[raw_smp_processor_id()];
+
+	if (READ_ONCE(nd.stopping))
+		return 0;
+	nd_capture(captured, regs);
+	captured->regs.ip = (unsigned long)probe->addr;
+	captured->probed = true;
+	WRITE_ONCE(nd.panicking, true);
+	return 0;
+}
+
+static struct kprobe nd_probe;
+
+/* panic() became a wrapper of vpanic() in 3f8bd26aa5de ("panic: introduce vpanic"), 6.16. */
+static void nd_probe_start(void)
+{
+	static const char * const names[] = { "vpanic", "panic" };
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(names) && !nd.probed; i++) {
+		nd_probe = (struct kprobe){ .symbol_name = names[i], .pre_handler = nd_on_probe };
+		nd.probed = !register_kprobe(&nd_probe);
+	}
+}
+
+static void nd_probe_stop(void)
+{
+	if (nd.probed)
+		unregister_kprobe(&nd_probe);
+	nd.probed = false;
+}
+
+/* The best registers of this CPU: the oops's if it died of one, else panic()'s, else the present ones. */
+static void nd_capture_own(void)
+{
+	int cpu = raw_smp_processor_id();
+	struct nd_captured *own = &nd.captured[cpu];
+	struct pt_regs regs = {};
+
+	if (nd.died.valid && nd.died.cpu == cpu && nd.died.task == current && nd.died.pid == current->pid) {
+		nd_capture(own, &nd.died.regs);
+		return;
+	}
+	if (own->probed) {
+		own->valid = true;
+		return;
+	}
+	regs.ip = _THIS_IP_;
+	regs.sp = current_stack_pointer;
+	regs.bp = (unsigned long)__builtin_frame_address(0);
+	regs.cs = __KERNEL_CS;
+	regs.ss = __KERNEL_DS;
+	regs.flags = native_save_fl();
+	nd_capture(own, &regs);
+}
+
+/* ---- The network device ---- */
+
+/* Locks that a stopped CPU may hold and drivers take inside their poll; the owners will never need them again. */
+static void nd_release_locks(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < nd.device->num_tx_queues; i++) {
+		struct netdev_queue *queue = netdev_get_tx_queue(nd.device, i);
+
+		spin_lock_init(&queue->_xmit_lock);
+		queue->xmit_lock_owner = -1;
+		clear_bit(__QUEUE_STATE_FROZEN, &queue->state);
+	}
+}
+
+/* Without memory a driver cannot receive. A zone whose lock a stopped CPU holds keeps its pages out of reach. */
+static void nd_release_pages(struct list_head *pages, unsigned int order)
+{
+	struct page *page, *next;
+
+	list_for_each_entry_safe(page, next, pages, lru) {
+		if (spin_is_locked(&page_zone(page)->lock))
+			continue;
+		list_del(&page->lru);
+		__free_pages(page, order);
+	}
+}
+
+static rx_handler_result_t nd_on_frame(struct sk_buff **pskb)
+{
+	struct sk_buff *skb = *pskb;
+	unsigned int bytes;
+
+	skb_push(skb, skb->data - skb_mac_header(skb));
+	bytes = skb->len;
+	if (nd.place == ND_PLACE_NETWORK && bytes <= ND_RECEIVE_BYTES && !skb_copy_bits(skb, 0, nd.frame, bytes)) {
+		nd.received = true;
+		nd.place = ND_PLACE_CORE;
+		nd_core_frame(nd_now(), nd.frame, bytes);
+		nd.place = ND_PLACE_NETWORK;
+	}
+	/* With a budget: it goes back to the cache that the driver's next receive buffer comes from. */
+	napi_consume_skb(skb, NAPI_POLL_WEIGHT);
+	return RX_HANDLER_CONSUMED;
+}
+
+/*
+ * Everything the device receives comes to nd_on_frame() on this CPU: no steering to CPUs that are stopped, no packet
+ * sockets whose locks they may hold. Done after the crash only, so it costs nothing before, and no bridge or bond above
+ * the device matters.
+ */
+static void nd_take_frames(void)
+{
+	unsigned int i;
+
+	rcu_assign_pointer(nd.device->rx_handler, nd_on_frame);
+	INIT_LIST_HEAD(&nd.device->ptype_all);
+#ifdef CONFIG_RPS
+	for (i = 0; i < nd.device->num_rx_queues; i++) {
+		RCU_INIT_POINTER(nd.device->_rx[i].rps_map, NULL);
+		RCU_INIT_POINTER(nd.device->_rx[i].rps_flow_table, NULL);
+	}
+#endif
+}
+
+static void nd_poll_napi(struct napi_struct *napi)
+{
+	int done;
+
+	set_bit(NAPI_STATE_SCHED, &napi->state);
+	clear_bit(NAPI_STATE_NPSVC, &napi->state);
+	clear_bit(NAPI_STATE_DISABLE, &napi->state);
+	clear_bit(NAPI_STATE_IN_BUSY_POLL, &napi->state);
+	done = napi->poll(napi, NAPI_POLL_WEIGHT);
+	/* A poll that used up its budget has not completed; frames wait in its batch until somebody does. */
+	if (done >= NAPI_POLL_WEIGHT)
+		napi_complete_done(napi, done);
+}
+
+/* e1000 and e1000e finish transmissions in their interrupt handlers; those have a controller that calls them. */
+static void nd_poll(void)
+{
+	const struct net_device_ops *ops = nd.device->netdev_ops;
+	struct napi_struct *napi;
+
+	if (ops->ndo_poll_controller)
+		ops->ndo_poll_controller(nd.device);
+	list_for_each_entry(napi, &nd.device->napi_list, dev_list)
+		nd_poll_napi(napi);
+	nd_interrupts_off();
+}
+
+u8 *nd_frame(u32 slot)
+{
+	if (slot > nd.slots || refcount_read(&nd.pool[slot]->users) != 1)
+		return NULL;
+	return nd.frames[slot];
+}
+
+size_t nd_frame_bytes(void)
+{
+	return nd.frame_bytes_max;
+}
+
+static netdev_tx_t nd_transmit_once(struct sk_buff *skb, struct netdev_queue *queue, bool more)
+{
+	netdev_tx_t result;
+
+	/* Nobody else runs: a lock that is held was taken in the code that crashed. */
+	if (!__netif_tx_trylock(queue)) {
+		nd_release_locks();
+		if (!__netif_tx_trylock(queue))
+			return NETDEV_TX_BUSY;
+	}
+	/* The second reference keeps the driver from freeing the buffer when it is done with it. */
+	skb_get(skb);
+	result = netdev_start_xmit(skb, nd.device, queue, more);
+	__netif_tx_unlock(queue);
+	nd_interrupts_off();
+	if (!dev_xmit_complete(result))
+		refcount_set(&skb->users, 1);
+	return result;
+}
+
+/*
+ * Hands a frame to the driver, polling while its ring is full. Limits are times and not counts: a busy hypervisor takes
+ * milliseconds. A frame that does not go out in time is lost, which the core expects of any frame.
+ */
+static void nd_transmit(u32 slot, u32 bytes, bool more)
+{
+	struct netdev_queue *queue = netdev_get_tx_queue(nd.device, 0);
+	struct sk_buff *skb = nd.pool[slot];
+	u64 until = nd_now() + 50 * USEC_PER_MSEC;
+
+	if (bytes < ETH_ZLEN) {
+		memset(nd.frames[slot] + bytes, 0, ETH_ZLEN - bytes);
+		bytes = ETH_ZLEN;
+	}
+	skb->data = nd.frames[slot];
+	skb->len = bytes;
+	skb->data_len = 0;
+	skb_set_tail_pointer(skb, bytes);
+	skb_reset_mac_header(skb);
+	skb_set_network_header(skb, ETH_HLEN);
+	skb->protocol = eth_hdr(skb)->h_proto;
+	skb->ip_summed = CHECKSUM_NONE;
+	skb->dev = nd.device;
+	skb_set_queue_mapping(skb, 0);
+	do {
+		if (!netif_tx_queue_stopped(queue) && dev_xmit_complete(nd_transmit_once(skb, queue, more)))
+			return;
+		nd_poll();
+	} while (nd_now() < until);
+}
+
+/* Polls until something arrives for the core, or until the time is over. */
+static void nd_wait(u64 until)
+{
+	nd.received = false;
+	do {
+		touch_nmi_watchdog();
+		nd_poll();
+		cpu_relax();
+	} while (!nd.received && nd_now() < until);
+}
+
+/* ---- What the core reads ---- */
+
+static size_t nd_read_text(u8 *to, bool from_start)
+{
+	size_t bytes = 0;
+
+	if (from_start)
+		kmsg_dump_rewind(&nd.text);
+	if (!kmsg_dump_get_buffer(&nd.text, false, to, ND_SCRATCH_BYTES, &bytes))
+		return 0;
+	return bytes;
+}
+
+/* struct user_regs_struct begins with struct pt_regs. */
+static size_t nd_read_registers(u8 *to, u64 index)
+{
+	const struct nd_captured *captured;
+	struct nd_cpu *out = (struct nd_cpu *)to;
+	int cpu = -1;
+	unsigned int i;
+
+	BUILD_BUG_ON(sizeof(struct pt_regs) != 21 * sizeof(u64));
+	do {
+		cpu = cpumask_next(cpu, cpu_online_mask);
+		if (cpu >= nr_cpu_ids)
+			return 0;
+	} while (index--);
+	captured = &nd.captured[cpu];
+	memset(out, 0, sizeof(*out));
+	out->cpu = cpu;
+	if (cpu == raw_smp_processor_id())
+		out->flags |= ND_CPU_CRASHING;
+	if (!captured->valid)
+		return sizeof(*out);
+	out->flags |= ND_CPU_CAPTURED;
+	out->pid = captured->task->pid;
+	out->task = (unsigned long)captured->task;
+	strscpy_pad(out->comm, captured->task->comm, sizeof(out->comm));
+	memcpy(out->registers, &captured->regs, sizeof(captured->regs));
+	out->registers[21] = captured->fs_base;
+	out->registers[22] = captured->gs_base;
+	for (i = 0; i < ARRAY_SIZE(captured->segments); i++)
+		out->registers[23 + i] = captured->segments[i] & 0xffff;
+	return sizeof(*out);
+}
+
+/* The text inside the ELF note that the kernel keeps for crash kernels. */
+static size_t nd_read_notes(u8 *to)
+{
+	const struct elf64_note *note = phys_to_virt(paddr_vmcoreinfo_note());
+	size_t name_bytes, bytes;
+
+	if (copy_from_kernel_nofault(to, note, VMCOREINFO_NOTE_SIZE))
+		return 0;
+	note = (struct elf64_note *)to;
+	name_bytes = ALIGN(note->n_namesz, 4);
+	bytes = note->n_descsz;
+	if (name_bytes > 64 || bytes > VMCOREINFO_BYTES)
+		return 0;
+	memmove(to, to + sizeof(*note) + name_bytes, bytes);
+	return strnlen(to, bytes);
+}
+
+static size_t nd_read_memory_map(u8 *to)
+{
+	size_t bytes = nd.ram_ranges * sizeof(nd.ram[0]);
+
+	memcpy(to, nd.ram, bytes);
+	return bytes;
+}
+
+/* Both checks are needed: without fast-string machine-check recovery copy_mc_to_kernel() is memcpy(), which a page that
+ * is not in the direct map would kill.
+ */
+static bool nd_copy_page(u8 *to, const void *from)
+{
+	unsigned long probe;
+
+	return !get_kernel_nofault(probe, (const unsigned long *)from) && !copy_mc_to_kernel(to, from, PAGE_SIZE);
+}
+
+static enum nd_page nd_read_page(u8 *to, u64 pfn, bool precious)
+{
+	bool in_image = pfn - nd.image.first < nd.image.pages;
+	struct page *page = pfn_to_online_page(pfn);
+
+	if (!page)
+		return precious ? ND_PAGE_OTHER_PASS : ND_PAGE_UNREADABLE;
+	if ((in_image || PageTable(page)) != precious)
+		return ND_PAGE_OTHER_PASS;
+	if (PageHWPoison(page) || PageOffline(page))
+		return ND_PAGE_UNREADABLE;
+	return nd_copy_page(to, pfn_to_kaddr(pfn)) ? ND_PAGE_READ : ND_PAGE_UNREADABLE;
+}
+
+static size_t nd_read_pages(u8 *to, u64 first, u64 count, bool precious)
+{
+	u64 i;
+
+	for (i = 0; i < count && i < ND_BLOCK_PAGES; i++)
+		nd.pages[i] = nd_read_page(to + i * PAGE_SIZE, first + i, precious);
+	return i;
+}
+
+/* ---- Pages that the dump path writes ---- */
+
+static u32 nd_add_written(struct nd_written *list, u32 used, enum nd_written_kind kind, u64 pfn, u32 pages)
+{
+	struct nd_written *last = used ? &list[used - 1] : NULL;
+
+	if (last && last->kind == kind && last->first + last->pages == pfn) {
+		last->pages += pages;
+		return used;
+	}
+	if (used == ND_WRITTEN_RANGES_MAX)
+		return used;
+	list[used] = (struct nd_written){ .first = pfn, .pages = pages, .kind = kind };
+	return used + 1;
+}
+
+static struct page *nd_page_of(unsigned long address)
+{
+	if (virt_addr_valid(address))
+		return virt_to_page((void *)address);
+	if (is_vmalloc_addr((void *)address) || (address >= MODULES_VADDR && address < MODULES_END))
+		return vmalloc_to_page((void *)address);
+	return NULL;
+}
+
+static u32 nd_add_virtual(struct nd_written *list, u32 used, enum nd_written_kind kind, const void *from, size_t bytes)
+{
+	unsigned long address = (unsigned long)from & PAGE_MASK;
+	unsigned long end = (unsigned long)from + bytes;
+
+	for (; address < end; address += PAGE_SIZE) {
+		struct page *page = nd_page_of(address);
+
+		if (page)
+			used = nd_add_written(list, used, kind, page_to_pfn(page), 1);
+	}
+	return used;
+}
+
+static size_t nd_read_written(u8 *to)
+{
+	struct nd_written *list = (struct nd_written *)to;
+	int cpu = raw_smp_processor_id();
+	struct page *page;
+	u32 used = 0, i;
+
+	for (i = 0; i < ND_MODULE_REGIONS_MAX; i++) {
+		void *base;
+		size_t bytes;
+
+		nd_module_region(i, &base, &bytes);
+		used = nd_add_virtual(list, used, ND_WRITTEN_MODULE, base, bytes);
+	}
+	used = nd_add_virtual(list, used, ND_WRITTEN_STACK, task_stack_page(current), THREAD_SIZE);
+	used = nd_add_virtual(list, used, ND_WRITTEN_STACK,
+			      (void *)(current_stack_pointer & ~(THREAD_SIZE - 1)), THREAD_SIZE);
+	used = nd_add_virtual(list, used, ND_WRITTEN_PERCPU, (void *)__per_cpu_offset[cpu], SZ_256K);
+	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device, sizeof(*nd.device) + SZ_8K);
+	for (i = 0; i <= nd.slots; i++) {
+		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, nd.pool[i], sizeof(struct sk_buff));
+		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, nd.pool[i]->head, skb_end_offset(nd.pool[i]));
+	}
+	list_for_each_entry(page, &nd.reserve, lru)
+		used = nd_add_written(list, used, ND_WRITTEN_RESERVE, page_to_pfn(page), 1);
+	return used * sizeof(*list);
+}
+
+/* ---- Tasks and memory as text ---- */
+
+/* The zones that Alt-SysRq-m walks have locks that a stopped CPU may hold. */
+static bool nd_zones_locked(void)
+{
+	int node;
+
+	for_each_online_node(node) {
+		struct zone *zones = NODE_DATA(node)->node_zones;
+		int i;
+
+		for (i = 0; i < MAX_NR_ZONES; i++)
+			if (spin_is_locked(&zones[i].lock))
+				return true;
+	}
+	return false;
+}
+
+/* What Alt-SysRq-m prints. With sysrq off altogether its key handler would be registered first, which sleeps. */
+static void nd_print_memory(void)
+{
+	if (nd_zones_locked() || !sysrq_mask()) {
+		pr_info("Mem-Info: left out: %s\n", sysrq_mask() ? "a stopped CPU holds a zone's lock" : "kernel.sysrq is 0");
+		return;
+	}
+	sysrq_toggle_support(1);
+	handle_sysrq('m');
+}
+
+/* The next threads of what Alt-SysRq-t prints. Piece by piece, so that the log need not hold them all. */
+static void nd_print_tasks(unsigned int threads)
+{
+	while (threads-- && !nd.tasks.ended) {
+		sched_show_task(nd.tasks.thread);
+		nd.tasks.thread = next_thread(nd.tasks.thread);
+		if (nd.tasks.thread == nd.tasks.process) {
+			nd.tasks.process = next_task(nd.tasks.process);
+			nd.tasks.thread = nd.tasks.process;
+			nd.tasks.ended = nd.tasks.process == &init_task;
+		}
+		if (++nd.tasks.threads >= ND_THREADS_MAX)
+			nd.tasks.ended = true;
+	}
+}
+
+/* As much of the log as fits, from where the last piece ended. One record is 2 KiB at most with its prefixes. */
+static size_t nd_read_log(u8 *to)
+{
+	size_t used = 0, bytes;
+
+	while (used + SZ_4K <= ND_SCRATCH_BYTES &&
+	       kmsg_dump_get_line(&nd.tasks.log, false, to + used, ND_SCRATCH_BYTES - used, &bytes))
+		used += bytes;
+	return used;
+}
+
+static size_t nd_read_state(u8 *to, bool from_start)
+{
+	size_t bytes;
+
+	if (from_start) {
+		memset(&nd.tasks, 0, sizeof(nd.tasks));
+		kmsg_dump_rewind(&nd.tasks.log);
+		nd.tasks.log.cur_seq = nd.tasks.log.next_seq;
+		nd.tasks.process = next_task(&init_task);
+		nd.tasks.thread = nd.tasks.process;
+		nd_print_memory();
+	}
+	for (;;) {
+		touch_nmi_watchdog();
+		bytes = nd_read_log(to);
+		if (bytes || nd.tasks.ended)
+			return bytes;
+		nd_print_tasks(8);
+		nd_interrupts_off();
+	}
+}
+
+/* ---- The dump ---- */
+
+static void nd_answer(size_t amount)
+{
+	nd.place = ND_PLACE_CORE;
+	if (nd.step.kind == ND_STEP_PAGES_PRECIOUS || nd.step.kind == ND_STEP_PAGES_REST)
+		nd_core_pages(nd_now(), nd.pages, amount);
+	else
+		nd_core_filled(nd_now(), amount);
+	nd.place = ND_PLACE_NETWORK;
+}
+
+static void nd_read(void)
+{
+	const struct nd_step *step = &nd.step;
+	u8 *to = nd_core_scratch();
+	size_t amount = 0;
+
+	touch_nmi_watchdog();
+	nd.place = ND_PLACE_READ;
+	switch (step->kind) {
+	case ND_STEP_TEXT:
+		amount = nd_read_text(to, step->a);
+		break;
+	case ND_STEP_REGISTERS:
+		amount = nd_read_registers(to, step->a);
+		break;
+	case ND_STEP_NOTES:
+		amount = nd_read_notes(to);
+		break;
+	case ND_STEP_MEMORY_MAP:
+		amount = nd_read_memory_map(to);
+		break;
+	case ND_STEP_WRITTEN:
+		amount = nd_read_written(to);
+		break;
+	case ND_STEP_STATE:
+		amount = nd_read_state(to, step->a);
+		break;
+	default:
+		amount = nd_read_pages(to, step->a, step->b, step->kind == ND_STEP_PAGES_PRECIOUS);
+		break;
+	}
+	nd_answer(amount);
+}
+
+/* Does what the core says until the session is over; returns the nd_action. */
+static u64 nd_run(void)
+{
+	unsigned int sent = 0;
+
+	for (;;) {
+		nd.place = ND_PLACE_CORE;
+		nd_core_step(nd_now(), &nd.step);
+		nd.place = ND_PLACE_NETWORK;
+		switch (nd.step.kind) {
+		case ND_STEP_SEND:
+			nd_transmit(nd.step.slot, nd.step.a, nd.step.b);
+			if (++sent % 16 == 0)
+				nd_poll();
+			break;
+		case ND_STEP_WAIT:
+			nd_wait(nd.step.a);
+			break;
+		case ND_STEP_FINISHED:
+			return nd.step.a;
+		default:
+			nd_read();
+			break;
+		}
+	}
+}
+
+/*
+ * What the administrator said by panic_timeout is respected: negative is at once, positive is not before that many
+ * seconds after the crash. At 0, which is "stay" to the kernel, the server's word counts, and without one the host
+ * reboots, because that is what it was armed for. Returns only if it shall stay.
+ */
+static void nd_finish(u64 action)
+{
+	while (panic_timeout > 0 && nd_now() < panic_timeout * (u64)USEC_PER_SEC)
+		touch_nmi_watchdog();
+	if (action == ND_ACTION_STAY)
+		return;
+	while (action == ND_ACTION_HALT && !panic_timeout)
+		touch_nmi_watchdog();
+	emergency_restart();
+	nd_hold();
+}
+
+/*
+ * The dump path itself faulted. What it was doing is given up and the rest goes on, deeper on the same stack. If the core
+ * was running, its state is torn and nothing can go on.
+ */
+static void nd_resume_after_fault(void)
+{
+	nd_interrupts_off();
+	if (nd.place == ND_PLACE_CORE || ++nd.faults > ND_FAULTS_MAX)
+		nd_finish(ND_ACTION_NONE);
+	if (nd.place == ND_PLACE_READ && nd.step.kind == ND_STEP_STATE) {
+		nd.place = ND_PLACE_NETWORK;
+		nd_core_state_faulted();
+	} else if (nd.place == ND_PLACE_READ) {
+		bool pages = nd.step.kind == ND_STEP_PAGES_PRECIOUS || nd.step.kind == ND_STEP_PAGES_REST;
+
+		memset(nd.pages, ND_PAGE_UNREADABLE, sizeof(nd.pages));
+		nd_answer(pages ? nd.step.b : 0);
+	}
+	nd.place = ND_PLACE_NETWORK;
+	nd_finish(nd_run());
+	nd_hold();
+}
+
+static void nd_describe(struct nd_crash *crash, const char *reason)
+{
+	*crash = (struct nd_crash){
+		.ram_pages = nd.ram_pages,
+		.uptime_ns = ktime_get_mono_fast_ns(),
+		.unix_seconds = ktime_get_real_seconds(),
+		.page_offset = page_offset_base,
+		.phys_base = phys_base,
+		.image_pfn = nd.image.first,
+		.image_pages = nd.image.pages,
+		.cpus = num_online_cpus(),
+		.crashing_cpu = raw_smp_processor_id(),
+		.pid = current->pid,
+		.pool_slots = nd.slots,
+	};
+	memcpy(crash->mac, nd.device->dev_addr, ETH_ALEN);
+	strscpy_pad(crash->comm, current->comm, sizeof(crash->comm));
+	strscpy_pad(crash->release, init_utsname()->release, sizeof(crash->release));
+	strscpy_pad(crash->version, init_utsname()->version, sizeof(crash->version));
+	strscpy_pad(crash->reason, reason, sizeof(crash->reason));
+}
+
+/* The order matters: locks before the first poll, memory before the first receive. */
+static void nd_crashed(const char *reason)
+{
+	static struct nd_crash crash;
+	rx_handler_func_t *rx_handler = rcu_dereference_raw(nd.device->rx_handler);
+
+	nd_stop_others();
+	nd_capture_own();
+	nd_interrupts_off();
+	local_bh_disable();
+	rcu_read_lock();
+	nd.running = true;
+	console_loglevel = 1;
+	nd_release_locks();
+	nd_release_pages(&nd.reserve, 0);
+	nd_release_pages(&nd.reserve_large, ND_RESERVE_ORDER);
+	nd_take_frames();
+	nd_describe(&crash, reason);
+	nd_core_start(nd_now(), &crash);
+	nd_finish(nd_run());
+
+	rcu_assign_pointer(nd.device->rx_handler, rx_handler);
+	rcu_read_unlock();
+	asm volatile("mov %0, %%cr8" : : "r" (0UL) : "memory");
+}
+
+/* Last of all panic notifiers, so that what the others print is in the log. */
+static int nd_on_panic(struct notifier_block *block, unsigned long event, void *reason)
+{
+	if (READ_ONCE(nd.state) != ND_ARMED)
+		return NOTIFY_DONE;
+	if (!nd_claim())
+		nd_hold();
+	if (nd.running)
+		nd_resume_after_fault();
+	nd_crashed(reason);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block nd_panic_block = { .notifier_call = nd_on_panic, .priority = INT_MIN };
+
+/* ---- Arming; all under rtnl_lock ---- */
+
+static __printf(2, 3) int nd_refuse(int error, const char *format, ...)
+{
+	va_list args;
+
+	memset(nd.message, 0, sizeof(nd.message));
+	va_start(args, format);
+	vscnprintf(nd.message, sizeof(nd.message), format, args);
+	va_end(args);
+	return error;
+}
+
+static const char *nd_driver_name(const struct net_device *device)
+{
+	const struct device *parent = device->dev.parent;
+
+	return parent && parent->driver ? parent->driver->name : "";
+}
+
+/* Drivers that finish transmissions in their hard interrupt only, which never comes after a crash. */
+static bool nd_driver_unfit(const char *driver)
+{
+	static const char * const unfit[] = { "8139cp", "8139too" };
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(unfit); i++)
+		if (!strcmp(driver, unfit[i]))
+			return true;
+	return false;
+}
+
+static int nd_check_device(const struct net_device *device, u32 frame_bytes_max)
+{
+	if (device->type != ARPHRD_ETHER || (device->flags & IFF_LOOPBACK))
+		return nd_refuse(-EOPNOTSUPP, "device %s is no Ethernet device: name one that is", device->name);
+	if (!(device->flags & IFF_UP))
+		return nd_refuse(-ENETDOWN, "device %s is down: bring it up first", device->name);
+	if (list_empty(&device->napi_list))
+		return nd_refuse(-EOPNOTSUPP,
+				 "device %s cannot be polled (no NAPI): if it is a bridge, bond or VLAN, name the device below it",
+				 device->name);
+	if (nd_driver_unfit(nd_driver_name(device)))
+		return nd_refuse(-EOPNOTSUPP, "device %s cannot be polled: driver %s sends only with interrupts on",
+				 device->name, nd_driver_name(device));
+	if (frame_bytes_max > device->mtu + ETH_HLEN)
+		return nd_refuse(-EMSGSIZE, "frames of %u bytes exceed device %s's MTU of %u: arm anew", frame_bytes_max,
+				 device->name, device->mtu);
+	return 0;
+}
+
+static void nd_pool_free(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(nd.pool); i++) {
+		kfree_skb(nd.pool[i]);
+		nd.pool[i] = NULL;
+		nd.frames[i] = NULL;
+	}
+	nd.pool_bytes = 0;
+}
+
+static bool nd_pool_add(u32 slot)
+{
+	u32 headroom = LL_RESERVED_SPACE(nd.device);
+	u32 bytes = max_t(u32, nd.frame_bytes_max, ETH_ZLEN) + nd.device->needed_tailroom;
+	struct sk_buff *skb = alloc_skb(headroom + bytes, GFP_KERNEL | __GFP_NOWARN);
+
+	if (!skb)
+		return false;
+	skb_reserve(skb, headroom);
+	nd.pool[slot] = skb;
+	nd.frames[slot] = skb->data;
+	nd.pool_bytes += skb->truesize;
+	return true;
+}
+
+static int nd_pool_fill(void)
+{
+	u32 i;
+
+	if (!nd_pool_add(0))
+		return nd_refuse(-ENOMEM, "no memory for transmit buffers");
+	nd.slots = ND_SLOTS_USUAL;
+	while (nd.slots > ND_SLOTS_MIN && nd.slots * (u64)nd.pool[0]->truesize > ND_POOL_BYTES)
+		nd.slots /= 2;
+	for (i = 1; i <= nd.slots; i++)
+		if (!nd_pool_add(i))
+			return nd_refuse(-ENOMEM, "no memory for %u transmit buffers", nd.slots);
+	return 0;
+}
+
+static void nd_reserve_free(void)
+{
+	nd_release_pages(&nd.reserve, 0);
+	nd_release_pages(&nd.reserve_large, ND_RESERVE_ORDER);
+	nd.reserve_bytes = 0;
+}
+
+static bool nd_reserve_add(struct list_head *pages, unsigned int count, unsigned int order)
+{
+	while (count--) {
+		struct page *page = alloc_pages(GFP_KERNEL | __GFP_NOWARN, order);
+
+		if (!page)
+			return false;
+		list_add(&page->lru, pages);
+		nd.reserve_bytes += PAGE_SIZE << order;
+	}
+	return true;
+}
+
+static int nd_add_ram(struct resource *resource, void *unused)
+{
+	u64 first = PFN_UP(resource->start), end = PFN_DOWN(resource->end + 1);
+
+	if (first >= end)
+		return 0;
+	if (nd.ram_ranges == ND_RAM_RANGES_MAX)
+		return nd_refuse(-E2BIG, "the host has more than %u ranges of System RAM", ND_RAM_RANGES_MAX);
+	nd.ram[nd.ram_ranges++] = (struct nd_ram){ .first = first, .pages = end - first };
+	nd.ram_pages += end - first;
+	return 0;
+}
+
+/* The image's resources are children of the RAM it lies in. They are fixed at boot, so reading them needs no lock. */
+static void nd_find_image(void)
+{
+	phys_addr_t inside = (unsigned long)_printk - __START_KERNEL_map + phys_base;
+	const struct resource *ram, *part;
+	u64 end = 0;
+
+	nd.image = (struct nd_ram){ .first = PFN_DOWN(inside) };
+	for (ram = iomem_resource.child; ram; ram = ram->sibling) {
+		if (inside < ram->start || inside > ram->end)
+			continue;
+		for (part = ram->child; part; part = part->sibling) {
+			if (strncmp(part->name, "Kernel ", 7))
+				continue;
+			nd.image.first = min_t(u64, nd.image.first, PFN_DOWN(part->start));
+			end = max_t(u64, end, PFN_UP(part->end + 1));
+		}
+	}
+	if (end > nd.image.first)
+		nd.image.pages = end - nd.image.first;
+}
+
+static int nd_find_memory(void)
+{
+	int error;
+
+	nd.ram_ranges = 0;
+	nd.ram_pages = 0;
+	error = walk_iomem_res_desc(IORES_DESC_NONE, IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY, 0, -1, NULL, nd_add_ram);
+	if (error == -E2BIG)
+		return error;
+	if (!nd.ram_ranges)
+		return nd_refuse(-ENODEV, "the kernel names no System RAM");
+	nd_find_image();
+	return 0;
+}
+
+static int nd_hooks_start(void)
+{
+	int error = register_nmi_handler(NMI_LOCAL, nd_on_nmi, NMI_FLAG_FIRST, "netdump");
+
+	if (error)
+		return nd_refuse(error, "cannot register an NMI handler: error %d", -error);
+	nd_hook();
+	nd_probe_start();
+	register_die_notifier(&nd_die_block);
+	atomic_notifier_chain_register(&panic_notifier_list, &nd_panic_block);
+	return 0;
+}
+
+static void nd_hooks_stop(void)
+{
+	if (!nd.hooked)
+		return;
+	atomic_notifier_chain_unregister(&panic_notifier_list, &nd_panic_block);
+	unregister_die_notifier(&nd_die_block);
+	nd_probe_stop();
+	nd_unhook();
+	unregister_nmi_handler(NMI_LOCAL, "netdump");
+}
+
+static void nd_disarm(enum nd_state state)
+{
+	WRITE_ONCE(nd.state, state);
+	nd_hooks_stop();
+	nd_core_disarm();
+	if (nd.device)
+		dev_put(nd.device);
+	nd.device = NULL;
+	nd_pool_free();
+	nd_reserve_free();
+	kvfree(nd.captured);
+	nd.captured = NULL;
+	nd.slots = 0;
+}
+
+static int nd_take(const struct nd_arming *arming)
+{
+	int error;
+
+	nd.device = dev_get_by_index(&init_net, arming->ifindex);
+	if (!nd.device)
+		return nd_refuse(-ENODEV, "there is no device with index %u", arming->ifindex);
+	if (!tsc_khz)
+		return nd_refuse(-EOPNOTSUPP, "this machine has no TSC of known frequency");
+	nd.frame_bytes_max = arming->frame_bytes_max;
+	error = nd_check_device(nd.device, nd.frame_bytes_max);
+	if (error)
+		return error;
+	error = nd_pool_fill();
+	if (error)
+		return error;
+	nd.captured = kvcalloc(nr_cpu_ids, sizeof(*nd.captured), GFP_KERNEL);
+	if (!nd.captured || !nd_reserve_add(&nd.reserve, ND_RESERVE_PAGES, 0) ||
+	    !nd_reserve_add(&nd.reserve_large, ND_RESERVE_LARGE, ND_RESERVE_ORDER))
+		return nd_refuse(-ENOMEM, "no memory for the page reserve");
+	error = nd_find_memory();
+	return error ? error : nd_hooks_start();
+}
+
+static int nd_arm(const struct nd_arming *arming)
+{
+	int error = nd_take(arming);
+
+	if (error) {
+		nd_disarm(ND_IDLE);
+		return error;
+	}
+	nd.armed_unix_seconds = ktime_get_real_seconds();
+	if (kexec_crash_loaded())
+		nd_refuse(0, "a crash kernel is loaded, which runs before netdump: unload it, or boot with crash_kexec_post_notifiers");
+	smp_store_release(&nd.state, ND_ARMED);
+	return 0;
+}
+
+static int nd_command(const u8 *message, size_t bytes)
+{
+	struct nd_arming arming;
+
+	memset(nd.message, 0, sizeof(nd.message));
+	switch (nd_core_command(message, bytes, &arming, nd.message)) {
+	case ND_COMMAND_ARM:
+		nd_disarm(ND_IDLE);
+		return nd_arm(&arming);
+	case ND_COMMAND_DISARM:
+		nd_disarm(ND_IDLE);
+		return 0;
+	default:
+		return -EINVAL;
+	}
+}
+
+/* The device may go away at any time; what was armed then is told to whoever asks. */
+static int nd_on_netdev(struct notifier_block *block, unsigned long event, void *data)
+{
+	struct net_device *device = netdev_notifier_info_to_dev(data);
+
+	if (device != nd.device)
+		return NOTIFY_DONE;
+	if (event == NETDEV_GOING_DOWN || event == NETDEV_UNREGISTER) {
+		nd_refuse(0, "device %s %s: arm again when it is back", device->name,
+			  event == NETDEV_UNREGISTER ? "is gone" : "went down");
+		nd_disarm(ND_LOST);
+	}
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block nd_netdev_block = { .notifier_call = nd_on_netdev };
+
+/* ---- /dev/netdump ---- */
+
+static int nd_open(struct inode *inode, struct file *file)
+{
+	return capable(CAP_SYS_ADMIN) ? 0 : -EPERM;
+}
+
+static ssize_t nd_write(struct file *file, const char __user *from, size_t bytes, loff_t *offset)
+{
+	u8 *message;
+	int error;
+
+	if (bytes > SZ_4K)
+		return -EMSGSIZE;
+	message = memdup_user(from, bytes);
+	if (IS_ERR(message))
+		return PTR_ERR(message);
+	rtnl_lock();
+	error = nd_command(message, bytes);
+	rtnl_unlock();
+	kfree_sensitive(message);
+	return error ? error : bytes;
+}
+
+static void nd_fill_status(struct nd_status *status)
+{
+	unsigned int i;
+
+	*status = (struct nd_status){
+		.state = nd.state,
+		.armed_unix_seconds = nd.armed_unix_seconds,
+		.ram_pages = nd.ram_pages,
+		.ram_ranges = nd.ram_ranges,
+		.pool_bytes = nd.pool_bytes,
+		.pool_slots = nd.slots,
+		.reserve_bytes = nd.reserve_bytes,
+		.cpus = num_online_cpus(),
+	};
+	for (i = 0; i < ND_MODULE_REGIONS_MAX; i++) {
+		void *base;
+		size_t bytes;
+
+		nd_module_region(i, &base, &bytes);
+		status->module_bytes += bytes;
+	}
+	if (nd.captured)
+		status->other_bytes = PAGE_ALIGN(nr_cpu_ids * sizeof(*nd.captured));
+	if (nd.device) {
+		status->ifindex = nd.device->ifindex;
+		strscpy_pad(status->device, nd.device->name, sizeof(status->device));
+		strscpy_pad(status->driver, nd_driver_name(nd.device), sizeof(status->driver));
+	}
+	memcpy(status->message, nd.message, sizeof(status->message));
+}
+
+static ssize_t nd_read_status(struct file *file, char __user *to, size_t bytes, loff_t *offset)
+{
+	struct nd_status status;
+	u8 out[ND_STATUS_BYTES];
+
+	if (bytes < sizeof(out))
+		return -EINVAL;
+	rtnl_lock();
+	nd_fill_status(&status);
+	nd_core_status(&status, out);
+	rtnl_unlock();
+	return copy_to_user(to, out, sizeof(out)) ? -EFAULT : sizeof(out);
+}
+
+static const struct file_operations nd_operations = {
+	.owner = THIS_MODULE,
+	.open = nd_open,
+	.read = nd_read_status,
+	.write = nd_write,
+	.llseek = noop_llseek,
+};
+
+static struct miscdevice nd_misc = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "netdump",
+	.mode = 0600,
+	.fops = &nd_operations,
+};
+
+static int __init nd_init(void)
+{
+	int error = register_netdevice_notifier(&nd_netdev_block);
+
+	if (error)
+		return error;
+	error = misc_register(&nd_misc);
+	if (error)
+		unregister_netdevice_notifier(&nd_netdev_block);
+	return error;
+}
+
+static void __exit nd_exit(void)
+{
+	misc_deregister(&nd_misc);
+	rtnl_lock();
+	nd_disarm(ND_IDLE);
+	rtnl_unlock();
+	unregister_netdevice_notifier(&nd_netdev_block);
+}
+
+module_init(nd_init);
+module_exit(nd_exit);
+MODULE_DESCRIPTION("Sends the log and memory of a crashed host to a netdump server");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The shim's own state, and every place where kernel versions differ. A feature test where there is one; else a version
+ * test that cites the commit.
+ */
+#ifndef NETDUMP_SHIM_H
+#define NETDUMP_SHIM_H
+
+#include <linux/ioport.h>
+#include <linux/kmsg_dump.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/netdevice.h>
+#include <linux/sched/signal.h>
+#include <linux/version.h>
+
+/* Split off linux/netdevice.h by 49e47a5b6145 ("net: move struct netdev_rx_queue out of netdevice.h"), 6.6. */
+#if __has_include(<net/netdev_rx_queue.h>)
+#include <net/netdev_rx_queue.h>
+#endif
+
+/* Split off linux/crash_core.h by 443cbaf9e2fd ("crash: split vmcoreinfo exporting code out"), 6.9. */
+#if __has_include(<linux/vmcore_info.h>)
+#include <linux/vmcore_info.h>
+#else
+#include <linux/crash_core.h>
+#endif
+
+#include "abi.h"
+
+/* Pages that the page allocator gets back after the crash, so that drivers can receive even out of memory. */
+#define ND_RESERVE_PAGES	512
+#define ND_RESERVE_LARGE	16
+#define ND_RESERVE_ORDER	3
+
+/* Memory that the transmit pool may take; longer frames get fewer buffers. */
+#define ND_POOL_BYTES		(704 * 1024)
+#define ND_SLOTS_MIN		16
+#define ND_SLOTS_USUAL		256
+
+/* Longest frame taken from the network: the largest reply and its headers fit. */
+#define ND_RECEIVE_BYTES	2048
+
+/* Faults of the dump path that are survived; each one costs stack. */
+#define ND_FAULTS_MAX		4
+
+/* Threads whose stacks the State text may show, so that a list that is broken into a ring ends. */
+#define ND_THREADS_MAX		65536
+
+/* One CPU at the crash. */
+struct nd_captured {
+	struct pt_regs regs;
+	struct task_struct *task;
+	u64 fs_base;
+	u64 gs_base;
+	u32 segments[4];
+	/* These are panic()'s first instruction's. */
+	bool probed;
+	/* Written last: the rest is whole. */
+	bool valid;
+};
+
+/* Where the dump path is, so that a fault in it can be answered. */
+enum nd_place {
+	/* In the shim or a driver, between the core's calls. */
+	ND_PLACE_NETWORK,
+	/* In the core: its state is torn. */
+	ND_PLACE_CORE,
+	/* Reading what the core asked for. */
+	ND_PLACE_READ,
+};
+
+/* Everything the shim has. One instance, zeroed when the module is loaded. */
+struct nd_shim {
+	/* Fixed while armed; under rtnl_lock. */
+	struct net_device *device;
+	struct sk_buff *pool[ND_SLOTS_MAX + 1];
+	u8 *frames[ND_SLOTS_MAX + 1];
+	u32 slots;
+	u32 frame_bytes_max;
+	struct list_head reserve;
+	struct list_head reserve_large;
+	struct nd_ram ram[ND_RAM_RANGES_MAX];
+	u32 ram_ranges;
+	u64 ram_pages;
+	struct nd_ram image;
+	struct nd_captured *captured;
+	u32 state;
+	u64 armed_unix_seconds;
+	u64 pool_bytes;
+	u64 reserve_bytes;
+	char message[ND_TEXT_BYTES];
+	bool hooked;
+	bool probed;
+	void (*stop_other_cpus)(int wait);
+	void (*crash_stop_other_cpus)(void);
+
+	/* From the crash on; written by the crashing CPU only, but for `stopping`, which the others read. */
+	atomic_t owner;
+	bool panicking;
+	bool stopping;
+	bool running;
+	struct {
+		struct pt_regs regs;
+		struct task_struct *task;
+		pid_t pid;
+		int cpu;
+		bool valid;
+	} died;
+	u64 tsc_start;
+	u32 tsc_mult;
+	enum nd_place place;
+	struct nd_step step;
+	u32 faults;
+	bool received;
+	struct {
+		struct kmsg_dump_iter log;
+		struct task_struct *process;
+		struct task_struct *thread;
+		u32 threads;
+		bool ended;
+	} tasks;
+	struct kmsg_dump_iter text;
+	u8 frame[ND_RECEIVE_BYTES];
+	u8 pages[ND_BLOCK_PAGES];
+};
+
+/* One memory region of the module: 6.1 has one layout, ac3b43283923 ("module: replace module_layout with
+ * module_memory"), 6.4, made it an array.
+ */
+static inline void nd_module_region(unsigned int index, void **base, size_t *bytes)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
+	*base = index < MOD_MEM_NUM_TYPES ? THIS_MODULE->mem[index].base : NULL;
+	*bytes = index < MOD_MEM_NUM_TYPES ? THIS_MODULE->mem[index].size : 0;
+#else
+	*base = index < 1 ? THIS_MODULE->core_layout.base : NULL;
+	*bytes = index < 1 ? THIS_MODULE->core_layout.size : 0;
+#endif
+}
+
+#define ND_MODULE_REGIONS_MAX	8
+
+#endif
