@@ -36,4 +36,10 @@ pub mod wire;
 #[cfg(test)]
 extern crate std;
 #[cfg(test)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "a test that overflows fails, which is what it is for"
+)]
 mod tests;

@@ -85,12 +85,14 @@ fn every_wrong_length_is_refused() {
     assert_eq!(Command::decode(&bytes).err(), Some(Refusal::Length));
 }
 
+type Change = Box<dyn FnOnce(&mut Arming)>;
+
 #[test]
 fn illegal_fields_are_named() {
     let second = |change: fn(&mut Server)| {
         move |arming: &mut Arming| change(arming.servers[1].as_mut().expect("second server"))
     };
-    let cases: [(Refusal, Box<dyn FnOnce(&mut Arming)>); 11] = [
+    let cases: [(Refusal, Change); 11] = [
         (Refusal::Device, Box::new(|a| a.ifindex = 0)),
         (Refusal::DatagramBytes, Box::new(|a| a.datagram_bytes = 507)),
         (

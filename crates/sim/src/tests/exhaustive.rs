@@ -1,0 +1,54 @@
+//! Small worlds, all of them: every fate of the first packets of both directions.
+
+use proto::client::Outcome;
+use proto::reply::Action;
+
+use crate::link::Fate;
+use crate::{Options, World};
+
+const FATES: [Fate; 4] = [Fate::Deliver, Fate::Drop, Fate::Duplicate, Fate::Delay];
+
+/// The `n`-th of all sequences of `length` fates.
+fn sequence(n: usize, length: u32) -> Vec<Fate> {
+    (0..length)
+        .map(|digit| FATES[n / 4_usize.pow(digit) % 4])
+        .collect()
+}
+
+fn check(up: Vec<Fate>, down: Vec<Fate>) {
+    // Small packets, so that even three pages take several.
+    let options = Options {
+        ram_pages: 3,
+        cpus: 1,
+        datagram_bytes: 508,
+        ..Options::calm(9)
+    };
+    let context = format!("up {up:?}, down {down:?}");
+    let report = World::scripted(&options, up, down)
+        .run()
+        .unwrap_or_else(|failure| panic!("{context}: {failure}"));
+    assert_eq!(
+        report.outcome,
+        Outcome {
+            action: Action::Reboot,
+            complete: true
+        },
+        "{context}"
+    );
+}
+
+#[test]
+fn every_fate_of_the_first_six_packets() {
+    for n in 0..4_usize.pow(6) {
+        check(sequence(n, 6), Vec::new());
+    }
+}
+
+#[test]
+fn every_fate_of_the_first_three_packets_each_way() {
+    for n in 0..4_usize.pow(3) {
+        for m in 0..4_usize.pow(3) {
+            check(sequence(n, 3), sequence(m, 3));
+        }
+    }
+}
