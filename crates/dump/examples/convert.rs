@@ -4,7 +4,7 @@
 //!
 //! FORMAT is `elf`, `zstd[:LEVEL]`, `zlib[:LEVEL]` or `none`. Options are what some files do not
 //! say: `crashed=CPU`, `page-offset=HEX`, `image=FIRST_PFN:PAGES`; and `silent=CPU` (a CPU that did
-//! not answer), `missing=`, `excluded=` and `unreadable=FIRST_PFN:PAGES` (hexadecimal), which show
+//! not answer), `offline=CPU`, `missing=`, `excluded=` and `unreadable=FIRST_PFN:PAGES` (hexadecimal), which show
 //! how a reader meets such pages. Made for trying debuggers on memory that QEMU's
 //! `dump-guest-memory` saved.
 
@@ -96,6 +96,7 @@ fn apply(
                 .get_mut(value.parse::<usize>().ok()?)?
                 .registers = None
         }
+        "offline" => drop(machine.cpus.remove(value.parse().ok()?)),
         "page-offset" => machine.page_offset = u64::from_str_radix(value, 16).ok()?,
         "image" => machine.kernel_image = Some(run(value)?),
         "missing" => left_out.push((PageState::Missing, run(value)?)),

@@ -216,11 +216,14 @@ fn assign_registers(cpus: &mut Vec<Cpu>, registers: Vec<Gregs>) {
 }
 
 /// `drgn` finds registers by pid = CPU number + 1 when VMCOREINFO has no CRASHTIME; `crash` gives the
-/// notes to the online CPUs by order. A CPU that did not answer keeps its place with zeros.
+/// notes to the online CPUs by order. So a CPU that did not answer keeps its place with zeros, under
+/// pid 0, where `drgn` looks for no CPU.
 fn prstatus(cpu: &Cpu) -> PrStatus {
     let mut status = PrStatus::new_zeroed();
-    status.pid = U32::new(cpu.number.wrapping_add(1));
-    status.registers = cpu.registers.unwrap_or([0; GREGS]).map(U64::new);
+    if let Some(registers) = cpu.registers {
+        status.pid = U32::new(cpu.number.wrapping_add(1));
+        status.registers = registers.map(U64::new);
+    }
     status
 }
 

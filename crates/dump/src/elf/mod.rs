@@ -14,6 +14,3 @@ mod write;
 pub(crate) use layout::MAGIC;
 pub(crate) use read::ElfReader;
 pub(crate) use write::ElfWriter;
-
-#[cfg(test)]
-pub(crate) use layout::{FileHeader, Segment};

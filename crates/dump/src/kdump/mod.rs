@@ -16,6 +16,3 @@ pub(crate) use layout::SIGNATURE;
 pub(crate) use read::KdumpReader;
 pub use write::Compression;
 pub(crate) use write::KdumpWriter;
-
-#[cfg(test)]
-pub(crate) use layout::{Descriptor, Header, SubHeader};
