@@ -7,5 +7,6 @@ pub mod arm;
 pub mod key;
 pub mod module;
 pub mod netlink;
+pub mod serve;
 pub mod time;
 pub mod way;

@@ -3,13 +3,22 @@
 //! An error is one line on stderr and exit code 1; a wrong command line is clap's and exit code 2.
 
 use std::fmt::Display;
+use std::io::{Write as _, stdout};
+use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use netdump::arm;
 use netdump::key::{HostKey, HostName};
+use netdump::serve::events::Events;
+use netdump::serve::finish::Format;
+use netdump::serve::hub::Policy;
+use netdump::serve::signal::Signals;
+use netdump::serve::{Options, SILENCE_MAX, Server};
 use serde::Serialize;
 
 /// Sends a crashed Linux host's memory and log over the network, and receives them.
@@ -35,6 +44,8 @@ enum Command {
     },
     /// Disarm this host and unload the module.
     Disarm,
+    /// Receive crashes. Ends with SIGINT or SIGTERM; a restarted server goes on with unfinished crashes.
+    Serve(ServeArgs),
 }
 
 #[derive(Subcommand)]
@@ -67,6 +78,28 @@ struct ArmArgs {
     #[arg(long)]
     module: Option<PathBuf>,
     /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// Where to receive: an IP address and a UDP port.
+    #[arg(long, default_value = "0.0.0.0:6666")]
+    listen: SocketAddr,
+    /// The directory that gets one directory a crash.
+    #[arg(long, default_value = "/var/crash")]
+    dumpdir: PathBuf,
+    /// The directory with the hosts' key files. A new one needs no restart.
+    #[arg(long, default_value = "/etc/netdump/keys")]
+    keys: PathBuf,
+    /// The format of the vmcore.
+    #[arg(long, value_enum, default_value = "kdump")]
+    format: Format,
+    /// What is wanted of a crash. `full` becomes `log-only` when the disk has no room.
+    #[arg(long, value_enum, default_value = "full")]
+    verdict: Policy,
+    /// Print one JSON object an event on stdout.
     #[arg(long)]
     json: bool,
 }
@@ -112,7 +145,37 @@ fn run(command: Command) -> Result<()> {
         ),
         Command::Status { json } => print(json, &arm::status()?),
         Command::Disarm => arm::disarm(),
+        Command::Serve(args) => run_server(args),
     }
+}
+
+fn run_server(args: ServeArgs) -> Result<()> {
+    // Before any thread starts, so that all of them leave the signals to this one.
+    let signals = Signals::block().context("cannot block signals")?;
+    let ServeArgs {
+        listen,
+        dumpdir,
+        keys,
+        format,
+        verdict: policy,
+        json,
+    } = args;
+    let threads = thread::available_parallelism()
+        .map_or(1, NonZero::get)
+        .min(RECEIVE_THREADS_MAX);
+    let options = Options {
+        listen,
+        dumpdir,
+        keys,
+        format,
+        policy,
+        threads,
+        silence: SILENCE_MAX,
+    };
+    let server = Server::start(&options, Events::new(json))?;
+    signals.wait().context("cannot wait for signals")?;
+    server.stop();
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -129,18 +192,18 @@ impl Display for NewKey {
 }
 
 fn print<T: Display + Serialize>(json: bool, value: &T) -> Result<()> {
-    if json {
-        println!(
-            "{}",
-            serde_json::to_string(value).context("cannot write JSON")?
-        );
+    let text = if json {
+        serde_json::to_string(value).context("cannot write JSON")?
     } else {
-        println!("{value}");
-    }
-    Ok(())
+        value.to_string()
+    };
+    writeln!(stdout(), "{text}").context("cannot write to stdout")
 }
 
 /// Texts from the system may hold line breaks; an error is one line.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+/// One core decrypts and stores about 5 Gbit/s; more threads than this outrun any disk.
+const RECEIVE_THREADS_MAX: usize = 8;

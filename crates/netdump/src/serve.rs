@@ -1,0 +1,312 @@
+//! `netdump serve`: receives crashes and puts each into a directory of its own.
+//!
+//! How a datagram travels: a [`reception`] thread takes a batch from its [`socket`], finds each datagram's
+//! [`session`] in the [`registry`] and gives it to the session's engine; what became complete of the stream goes to
+//! the [`spool`], then through [`content`] to the log; then the engine replies. At the end [`closing`] syncs the
+//! spool, tells the host to reboot and has [`finish`] write the vmcore.
+
+pub mod closing;
+pub mod content;
+pub mod directory;
+pub mod drops;
+pub mod events;
+pub mod finish;
+pub mod hold;
+pub mod hub;
+pub mod reception;
+pub mod registry;
+pub mod session;
+pub mod signal;
+pub mod socket;
+pub mod spool;
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use rustix::fs::{FlockOperation, flock};
+
+use self::directory::{CrashDir, SessionFile};
+use self::drops::DropCounts;
+use self::events::{Event, Events};
+use self::finish::Format;
+use self::hub::{Hub, Parts, Policy};
+use self::registry::{Entry, lock};
+use self::session::{Phase, Session};
+use crate::key::Keyring;
+
+/// How a server is to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where to receive. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where to put crashes; made when it does not exist.
+    pub dumpdir: PathBuf,
+    /// The directory with the hosts' key files.
+    pub keys: PathBuf,
+    /// Which vmcore to write.
+    pub format: Format,
+    /// What to want of crashes.
+    pub policy: Policy,
+    /// Receive threads.
+    pub threads: usize,
+    /// A session that is silent for so long is over.
+    pub silence: Duration,
+}
+
+/// A session that is silent for so long is over: longer than a client looks for its server.
+pub const SILENCE_MAX: Duration = Duration::from_secs(180);
+
+/// A running server. Dropping it without [`Self::stop`] leaves its threads running.
+pub struct Server {
+    hub: Arc<Hub>,
+    address: SocketAddr,
+    threads: Vec<JoinHandle<()>>,
+    /// Locked, so that no second server works on the same spools.
+    _lock: File,
+}
+
+impl Server {
+    /// Starts a server: checks what can be wrong first, takes up unfinished sessions, then receives.
+    pub fn start(options: &Options, events: Events) -> Result<Self> {
+        let ring = Keyring::scan(&options.keys, |warning| events.warn(warning))?;
+        ensure!(
+            !ring.is_empty(),
+            "no usable key in {}: make one for each host (netdump key new {}/HOST --host HOST)",
+            options.keys.display(),
+            options.keys.display()
+        );
+        let keys = ring.len();
+        let claimed = claim(&options.dumpdir)?;
+        let (sockets, buffer_bytes) = listen(options.listen, options.threads)?;
+        let address = sockets[0]
+            .local_addr()
+            .context("cannot ask for the socket's address")?;
+        let buffer_each = buffer_bytes / sockets.len();
+        if buffer_each < BUFFER_BYTES_WANTED {
+            events.warn(format!(
+                "the kernel buffers {} KiB a socket instead of {} KiB: run as root, or raise net.core.rmem_max",
+                buffer_each >> 10,
+                socket::RECEIVE_BUFFER_BYTES >> 10
+            ));
+        }
+        let hub = Arc::new(Hub::new(Parts {
+            dumpdir: options.dumpdir.clone(),
+            keys_dir: options.keys.clone(),
+            ring,
+            format: options.format,
+            policy: options.policy,
+            silence: options.silence,
+            events,
+            socket: sockets[0]
+                .try_clone()
+                .context("cannot duplicate a socket")?,
+            buffer_bytes,
+        }));
+        recover(&hub)?;
+        hub.events.tell(&Event::Listening {
+            address,
+            dumpdir: options.dumpdir.clone(),
+            keys,
+            threads: sockets.len(),
+            buffer_bytes: buffer_each,
+        });
+        let mut threads = Vec::new();
+        for socket in sockets {
+            let hub = Arc::clone(&hub);
+            threads.push(spawn("receive", move || reception::run(&hub, &socket))?);
+        }
+        let there = Arc::clone(&hub);
+        threads.push(spawn("housekeeping", move || keep_house(&there))?);
+        Ok(Self {
+            hub,
+            address,
+            threads,
+            _lock: claimed,
+        })
+    }
+
+    /// Where it receives.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Datagrams it did not take so far.
+    #[must_use]
+    pub fn drops(&self) -> DropCounts {
+        self.hub.drops.counts()
+    }
+
+    /// Ends the server. Unfinished sessions stay in their spools; the next server goes on with them.
+    pub fn stop(self) {
+        self.hub.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                self.hub.events.warn("a thread panicked".to_owned());
+            }
+        }
+        self.hub.join();
+        let counts = self.hub.drops.counts();
+        if counts != DropCounts::default() {
+            self.hub.events.tell(&Event::Drops { counts });
+        }
+        let live = self.hub.registry.live();
+        for session in &live {
+            let mut session = lock(session);
+            let written = session.write_log(true);
+            if let Err(error) =
+                written.and_then(|()| session.write_file(directory::State::Receiving, None))
+            {
+                self.hub.events.warn(format!("{error:#}"));
+            }
+        }
+        self.hub.events.tell(&Event::Stopped {
+            unfinished: live.len(),
+        });
+    }
+}
+
+/// Makes the dump directory, proves that it can be written, and locks it against a second server.
+fn claim(dumpdir: &Path) -> Result<File> {
+    let show = dumpdir.display();
+    fs::create_dir_all(dumpdir)
+        .with_context(|| format!("cannot make the dump directory {show}"))?;
+    let path = dumpdir.join(LOCK_FILE);
+    let file = File::create(&path)
+        .with_context(|| format!("the dump directory {show} cannot be written"))?;
+    let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    ensure!(
+        locked.is_ok(),
+        "another netdump serve uses the dump directory {show}: stop it, or name another"
+    );
+    Ok(file)
+}
+
+/// Opens the sockets; returns also the bytes that the kernel buffers in all of them.
+fn listen(address: SocketAddr, threads: usize) -> Result<(Vec<UdpSocket>, usize)> {
+    let cannot = || format!("cannot listen on {address} (UDP)");
+    // A shared socket would join another server's port without an error, so a lone one tries first.
+    drop(socket::open(address, false).with_context(cannot)?);
+    let first = socket::open(address, true).with_context(cannot)?;
+    let bound = first.local_addr().with_context(cannot)?;
+    let mut sockets = vec![first];
+    for _ in 1..threads.max(1) {
+        sockets.push(socket::open(bound, true).with_context(cannot)?);
+    }
+    let mut buffer_bytes = 0;
+    for socket in &sockets {
+        buffer_bytes += socket::prepare(socket).with_context(cannot)?;
+    }
+    Ok((sockets, buffer_bytes))
+}
+
+/// Remembers the sessions that are over, and takes up those that have a spool in a thread of its own.
+fn recover(hub: &Arc<Hub>) -> Result<()> {
+    let found = CrashDir::scan(&hub.dumpdir, |warning| hub.events.warn(warning))?;
+    let mut unfinished = Vec::new();
+    for (dir, file) in found {
+        let Some(id) = file.id() else { continue };
+        if dir.file(spool::SPOOL_FILE).exists() {
+            hub.registry.set(id, Entry::Recovering);
+            unfinished.push((dir, file));
+        } else {
+            hub.registry.set(id, Entry::Done);
+        }
+    }
+    let there = Arc::clone(hub);
+    hub.spawn(move || {
+        for (dir, file) in unfinished {
+            let path = dir.path().to_owned();
+            if let Err(error) = resume(&there, dir, &file) {
+                there.events.warn(format!(
+                    "{} cannot be taken up again: {error:#}",
+                    path.display()
+                ));
+            }
+        }
+    });
+    Ok(())
+}
+
+fn resume(hub: &Arc<Hub>, dir: CrashDir, file: &SessionFile) -> Result<()> {
+    let id = file.id().context("its session.json names no session")?;
+    let key = hub
+        .key(id.key)
+        .ok_or_else(|| anyhow!("the key {} of {} is not there", file.key, file.host))?;
+    let (session, due) = Session::resume(&key, dir, file, &hub.held_bytes)?;
+    hub.events.tell(&Event::Session {
+        about: session.about().clone(),
+        peer: session.peer(),
+        resumed_bytes: Some(session.spool().bytes()),
+    });
+    let session = Arc::new(std::sync::Mutex::new(session));
+    hub.registry.set(id, Entry::Live(Arc::clone(&session)));
+    drop(reception::act(hub, &session, lock(&session), due));
+    Ok(())
+}
+
+/// What is done by the clock: progress, logs, sessions that died, counts.
+fn keep_house(hub: &Arc<Hub>) {
+    let mut told = DropCounts::default();
+    let mut told_at = Instant::now();
+    while !hub.stopping() {
+        thread::sleep(HOUSEKEEPING_EVERY);
+        for shared in hub.registry.live() {
+            let mut session = lock(&shared);
+            if session.phase() == Phase::Closing {
+                continue;
+            }
+            if let Err(error) = session.write_log(true) {
+                hub.events.warn_rarely(format!("{error:#}"));
+            }
+            tell_progress(hub, &session);
+            if session.heard_at().elapsed() >= hub.silence {
+                drop(session);
+                let seconds = hub.silence.as_secs_f64();
+                closing::start(
+                    hub,
+                    &shared,
+                    Some(format!("nothing was heard for {seconds} s")),
+                );
+            }
+        }
+        let counts = hub.drops.counts();
+        if counts != told && told_at.elapsed() >= DROPS_EVERY {
+            (told, told_at) = (counts, Instant::now());
+            hub.events.tell(&Event::Drops { counts });
+        }
+    }
+}
+
+fn tell_progress(hub: &Hub, session: &Session) {
+    let summary = session.content().summary();
+    if summary.pages.total() == 0 {
+        return;
+    }
+    hub.events.tell(&Event::Progress {
+        about: session.about().clone(),
+        pages: summary.pages.total(),
+        ram_pages: summary.ram_pages,
+        bytes: session.spool().bytes(),
+        seconds: session.seconds(),
+    });
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .context("cannot start a thread")
+}
+
+const LOCK_FILE: &str = ".netdump.lock";
+/// Below this a burst of a few clients is lost while the disk stalls for a tenth of a second.
+const BUFFER_BYTES_WANTED: usize = 16 << 20;
+const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
+const DROPS_EVERY: Duration = Duration::from_secs(5);

@@ -1,0 +1,412 @@
+//! What a stream tells while it arrives: who crashed, the log, how far the pages have come, how it ended.
+//!
+//! Pages are decoded here only to check them and to compute their digest, so that the client learns at once that
+//! everything has arrived whole; writing them is the business of [`super::finish`].
+
+use std::mem;
+
+use proto::arming::text;
+use proto::record::{
+    self, BLOCK_BYTES, CPU_CAPTURED, CPU_CRASHING, Cpu, Ending, HELLO_VERSION, Hello, Kind,
+    Malformed, PageDigest, Record, Totals, decode,
+};
+use serde::{Deserialize, Serialize};
+
+/// Cuts a stream that arrives in pieces into records.
+#[derive(Default)]
+pub struct RecordStream {
+    /// The begin of a record whose end has not arrived: less than the longest record.
+    pending: Vec<u8>,
+}
+
+/// What the client has told, as `session.json` has it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Summary {
+    /// Kernel release.
+    pub kernel: String,
+    /// Kernel version.
+    pub kernel_version: String,
+    /// Why the kernel died, in its own words.
+    pub reason: String,
+    /// The process that crashed.
+    pub task: Task,
+    /// CPUs online at the crash.
+    pub cpus: u32,
+    /// CPUs whose registers arrived.
+    pub cpus_captured: u32,
+    /// Seconds from boot to crash.
+    pub uptime_seconds: u64,
+    /// Pages of System RAM, as announced.
+    pub ram_pages: u64,
+    /// Pages that arrived.
+    pub pages: Pages,
+    /// The stream ended, and how.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<End>,
+    /// Runs of pages that the dump path itself wrote after the crash: first pfn, pages, kind (docs/protocol.md).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<(u64, u32, u32)>,
+}
+
+/// The process that ran on the CPU that crashed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its name.
+    pub comm: String,
+    /// Its number.
+    pub pid: i32,
+    /// The CPU.
+    pub cpu: u32,
+}
+
+/// Pages by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// With contents.
+    pub data: u64,
+    /// All zero.
+    pub zero: u64,
+    /// That could not be read.
+    pub unreadable: u64,
+    /// Left out by the filter.
+    pub excluded: u64,
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum End {
+    /// With all that was asked for.
+    Complete,
+    /// All but the rest of the State text.
+    StateFaulted,
+}
+
+/// A stream as far as it has come.
+pub struct Content {
+    stream: RecordStream,
+    summary: Summary,
+    announced: bool,
+    packet_bytes: u16,
+    totals: Option<Totals>,
+    digest: PageDigest,
+    block: Box<[u8; BLOCK_BYTES]>,
+    /// Pieces of the kernel log, newest first.
+    text: Vec<Vec<u8>>,
+    text_bytes: usize,
+    text_cut: bool,
+    /// State text that [`Self::take_state`] has not taken yet.
+    state: Vec<u8>,
+    state_bytes: usize,
+}
+
+/// What a push has brought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct News {
+    /// The first record arrived: it is known who crashed.
+    pub hello: bool,
+    /// The log grew.
+    pub text: bool,
+    /// The last record arrived.
+    pub ended: bool,
+}
+
+/// Why a stream cannot be what a client of this version sends. The client is broken; its packets are genuine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Bytes that are no record.
+    Malformed(Malformed),
+    /// The first record is no Hello.
+    NoHello,
+    /// A second Hello.
+    SecondHello,
+    /// A Hello of a version that this server does not read; the version is given.
+    HelloVersion(u16),
+    /// A record after the last one.
+    AfterEnd,
+}
+
+impl RecordStream {
+    /// Adds the stream's next bytes and calls `record` for each record that they complete. After an error the stream
+    /// is useless.
+    pub fn push<E: From<Malformed>>(
+        &mut self,
+        bytes: &[u8],
+        mut record: impl FnMut(Record<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.pending.is_empty() {
+            let consumed = each_record(bytes, &mut record)?;
+            self.pending
+                .extend_from_slice(bytes.get(consumed..).unwrap_or_default());
+        } else {
+            self.pending.extend_from_slice(bytes);
+            let consumed = each_record(&self.pending, &mut record)?;
+            self.pending.drain(..consumed);
+        }
+        Ok(())
+    }
+}
+
+impl Content {
+    /// A stream of which nothing has arrived.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            stream: RecordStream::default(),
+            summary: Summary::default(),
+            announced: false,
+            packet_bytes: 0,
+            totals: None,
+            digest: PageDigest::new(),
+            block: Box::new([0; BLOCK_BYTES]),
+            text: Vec::new(),
+            text_bytes: 0,
+            text_cut: false,
+            state: Vec::new(),
+            state_bytes: 0,
+        }
+    }
+
+    /// Takes the stream's next bytes.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<News, Fault> {
+        let mut news = News::default();
+        let mut stream = mem::take(&mut self.stream);
+        let result = stream.push(bytes, |record| self.record(record, &mut news));
+        self.stream = stream;
+        result.map(|()| news)
+    }
+
+    /// What the client has told so far.
+    #[must_use]
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Stream bytes a full packet of this client carries; 0 before the Hello.
+    #[must_use]
+    pub fn packet_bytes(&self) -> u16 {
+        self.packet_bytes
+    }
+
+    /// The kernel's log so far, oldest piece first.
+    #[must_use]
+    pub fn log(&self) -> Vec<u8> {
+        let mut log = Vec::with_capacity(self.text_bytes);
+        if self.text_cut {
+            log.extend_from_slice(TEXT_CUT_MARK);
+        }
+        log.extend(self.text.iter().rev().flatten());
+        log
+    }
+
+    /// Bytes of the kernel's log so far.
+    #[must_use]
+    pub fn log_bytes(&self) -> usize {
+        self.text_bytes
+    }
+
+    /// The State text that arrived since the last call.
+    pub fn take_state(&mut self) -> Vec<u8> {
+        mem::take(&mut self.state)
+    }
+
+    /// Compares what arrived with what the client counted. `Err` says what differs.
+    pub fn verify(&self) -> Result<(), String> {
+        let Some(totals) = self.totals else {
+            return Err("the client sent no totals".to_owned());
+        };
+        let pages = self.summary.pages;
+        let sent = Pages {
+            data: totals.data.get(),
+            zero: totals.zero.get(),
+            unreadable: totals.unreadable.get(),
+            excluded: totals.excluded.get(),
+        };
+        if sent != pages {
+            return Err(format!("the client counted {sent:?}, {pages:?} arrived"));
+        }
+        if self.digest.value() != totals.digest.get() {
+            return Err(format!(
+                "the digest of the {} pages with contents is {:016x}, the client's is {:016x}",
+                pages.data,
+                self.digest.value(),
+                totals.digest
+            ));
+        }
+        if pages.total() != self.summary.ram_pages {
+            return Err(format!(
+                "{} pages of {} arrived",
+                pages.total(),
+                self.summary.ram_pages
+            ));
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, record: Record<'_>, news: &mut News) -> Result<(), Fault> {
+        if !self.announced && !matches!(record, Record::Hello(_)) {
+            return Err(Fault::NoHello);
+        }
+        if self.summary.ended.is_some() {
+            return Err(Fault::AfterEnd);
+        }
+        match record {
+            Record::Hello(hello) => {
+                self.hello(hello)?;
+                news.hello = true;
+            }
+            Record::Text { text, .. } => {
+                self.text(text);
+                news.text = true;
+            }
+            Record::Registers(cpu) => self.cpu(cpu),
+            Record::Notes(_) | Record::MemoryMap(_) => {}
+            Record::Pages(block) => {
+                self.digest
+                    .block(block.first, block.decode(&mut self.block)?);
+                self.summary.pages.data += u64::from(block.pages);
+            }
+            Record::Run(run) => self.run(run),
+            Record::Totals(totals) => self.totals = Some(totals),
+            Record::Written(ranges) => {
+                self.summary.written = ranges
+                    .iter()
+                    .map(|range| (range.first.get(), range.pages.get(), range.kind.get()))
+                    .collect();
+            }
+            Record::State { text, .. } => self.state(text),
+            Record::End(ending) => {
+                self.summary.ended = Some(match ending {
+                    Ending::Complete => End::Complete,
+                    Ending::StateFaulted => End::StateFaulted,
+                });
+                news.ended = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn hello(&mut self, hello: &Hello) -> Result<(), Fault> {
+        if self.announced {
+            return Err(Fault::SecondHello);
+        }
+        if hello.version.get() != HELLO_VERSION {
+            return Err(Fault::HelloVersion(hello.version.get()));
+        }
+        self.announced = true;
+        self.packet_bytes = hello.packet_bytes.get();
+        let comm = printable(&hello.comm);
+        self.summary.kernel = printable(&hello.release);
+        self.summary.kernel_version = printable(&hello.kernel_version);
+        self.summary.reason = printable(&hello.reason);
+        self.summary.task = Task {
+            comm,
+            pid: hello.pid.get(),
+            cpu: hello.crashing_cpu.get(),
+        };
+        self.summary.cpus = hello.cpus.get();
+        self.summary.uptime_seconds = hello.uptime_ns.get() / 1_000_000_000;
+        self.summary.ram_pages = hello.ram_pages.get();
+        Ok(())
+    }
+
+    fn text(&mut self, piece: &[u8]) {
+        // The newest pieces come first, so what is left out is the oldest.
+        if self.text_bytes + piece.len() > LOG_BYTES_MAX {
+            self.text_cut = true;
+            return;
+        }
+        self.text_bytes += piece.len();
+        self.text.push(piece.to_vec());
+    }
+
+    fn state(&mut self, piece: &[u8]) {
+        let room = LOG_BYTES_MAX
+            .saturating_sub(self.state_bytes)
+            .min(piece.len());
+        self.state_bytes += room;
+        self.state.extend_from_slice(&piece[..room]);
+    }
+
+    fn cpu(&mut self, cpu: &Cpu) {
+        let flags = cpu.flags.get();
+        if flags & CPU_CAPTURED != 0 {
+            self.summary.cpus_captured += 1;
+        }
+        if flags & CPU_CRASHING != 0 {
+            self.summary.task = Task {
+                comm: printable(&cpu.comm),
+                pid: cpu.pid.get(),
+                cpu: cpu.cpu.get(),
+            };
+        }
+    }
+
+    fn run(&mut self, run: record::Run) {
+        let pages = &mut self.summary.pages;
+        let count = if run.why == Kind::Unreadable {
+            &mut pages.unreadable
+        } else if run.why == Kind::Excluded {
+            &mut pages.excluded
+        } else {
+            &mut pages.zero
+        };
+        *count = count.saturating_add(run.pages);
+    }
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Pages {
+    /// Pages of all kinds.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        [self.zero, self.unreadable, self.excluded]
+            .iter()
+            .fold(self.data, |sum, &pages| sum.saturating_add(pages))
+    }
+}
+
+impl From<Malformed> for Fault {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+/// Calls `record` with each whole record at the begin of `bytes`; returns how many bytes these take.
+fn each_record<E: From<Malformed>>(
+    bytes: &[u8],
+    record: &mut impl FnMut(Record<'_>) -> Result<(), E>,
+) -> Result<usize, E> {
+    let mut rest = bytes;
+    while let Some(decoded) = decode(rest)? {
+        record(decoded.record)?;
+        rest = rest.get(decoded.bytes..).unwrap_or_default();
+    }
+    Ok(bytes.len() - rest.len())
+}
+
+/// A zero-padded field as text that is safe to print: control characters become spaces, wrong UTF-8 is marked.
+fn printable(field: &[u8]) -> String {
+    let length = field
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(field.len());
+    let lossy = text(field).map_or_else(|| String::from_utf8_lossy(&field[..length]), Into::into);
+    lossy
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+/// The largest log buffer a kernel can be configured for (`CONFIG_LOG_BUF_SHIFT` 25).
+const LOG_BYTES_MAX: usize = 32 << 20;
+const TEXT_CUT_MARK: &[u8] =
+    b"[netdump: the oldest part of the log is left out, it exceeds 32 MiB]\n";

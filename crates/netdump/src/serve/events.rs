@@ -1,0 +1,435 @@
+//! What the server tells people and programs while it runs: a progress bar a session on a terminal, else a line an
+//! event, or one JSON object an event.
+
+use std::collections::HashMap;
+use std::io::{IsTerminal as _, Write as _, stderr, stdout};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use proto::units::{PAGE_BYTES, SessionId};
+use serde::Serialize;
+
+use super::drops::DropCounts;
+use super::registry::lock;
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The server can be reached.
+    Listening {
+        /// Where.
+        address: SocketAddr,
+        /// Where crashes are put.
+        dumpdir: PathBuf,
+        /// Hosts it knows.
+        keys: usize,
+        /// Receive threads.
+        threads: usize,
+        /// Bytes the kernel buffers for each.
+        buffer_bytes: usize,
+    },
+    /// Something a person should look at.
+    Warning {
+        /// What.
+        message: String,
+    },
+    /// A session began, or was taken up again after a restart.
+    Session {
+        /// Which.
+        #[serde(flatten)]
+        about: About,
+        /// Where its packets come from.
+        peer: SocketAddr,
+        /// It was taken up again, with this many stream bytes.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        resumed_bytes: Option<u64>,
+    },
+    /// It is known who crashed, and decided what is wanted.
+    Verdict {
+        /// Which.
+        #[serde(flatten)]
+        about: About,
+        /// Kernel release.
+        kernel: String,
+        /// Why it died.
+        reason: String,
+        /// Pages of memory.
+        ram_pages: u64,
+        /// `full`, `log-only` or `reboot`.
+        verdict: &'static str,
+        /// Why not full.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    },
+    /// Pages have arrived.
+    Progress {
+        /// Which.
+        #[serde(flatten)]
+        about: About,
+        /// Pages accounted for.
+        pages: u64,
+        /// Of so many.
+        ram_pages: u64,
+        /// Stream bytes received.
+        bytes: u64,
+        /// Seconds since the first packet.
+        seconds: f64,
+    },
+    /// Everything has arrived; the host is told to reboot.
+    Received {
+        /// Which.
+        #[serde(flatten)]
+        about: About,
+        /// Stream bytes received.
+        bytes: u64,
+        /// Seconds since the first packet.
+        seconds: f64,
+    },
+    /// The crash is on disk, whole.
+    Complete {
+        /// Which.
+        #[serde(flatten)]
+        about: About,
+        /// Pages in the image.
+        pages: u64,
+        /// Stream bytes received.
+        bytes: u64,
+        /// Seconds from first to last packet.
+        seconds: f64,
+        /// The memory image's bytes; 0 when only the log was wanted.
+        vmcore_bytes: u64,
+    },
+    /// The crash is on disk as far as it came.
+    Incomplete {
+        /// Which.
+        #[serde(flatten)]
+        about: About,
+        /// What is missing.
+        why: String,
+        /// Pages that arrived.
+        pages: u64,
+        /// Of so many.
+        ram_pages: u64,
+        /// Stream bytes received.
+        bytes: u64,
+    },
+    /// Datagrams were not taken since the last such event.
+    Drops {
+        /// Totals since the start.
+        #[serde(flatten)]
+        counts: DropCounts,
+    },
+    /// The server ends.
+    Stopped {
+        /// Sessions that a restarted server goes on with.
+        unfinished: usize,
+    },
+}
+
+/// Which session an event is about.
+#[derive(Debug, Clone, Serialize)]
+pub struct About {
+    /// The session.
+    #[serde(serialize_with = "as_text")]
+    pub session: SessionId,
+    /// The host.
+    pub host: String,
+    /// The crash's directory.
+    pub directory: PathBuf,
+}
+
+/// Where events go.
+pub struct Events {
+    output: Output,
+    warned_at: Mutex<Option<Instant>>,
+}
+
+enum Output {
+    Json(Mutex<HashMap<SessionId, Instant>>),
+    Lines(Mutex<HashMap<SessionId, Instant>>),
+    Bars {
+        all: MultiProgress,
+        bars: Mutex<HashMap<SessionId, ProgressBar>>,
+    },
+}
+
+impl Events {
+    /// Events as JSON on stdout, or for people on stderr.
+    #[must_use]
+    pub fn new(json: bool) -> Self {
+        let output = if json {
+            Output::Json(Mutex::default())
+        } else if stderr().is_terminal() {
+            Output::Bars {
+                all: MultiProgress::new(),
+                bars: Mutex::default(),
+            }
+        } else {
+            Output::Lines(Mutex::default())
+        };
+        Self {
+            output,
+            warned_at: Mutex::default(),
+        }
+    }
+
+    /// Tells an event. Output that nobody reads is lost without harm.
+    pub fn tell(&self, event: &Event) {
+        match &self.output {
+            Output::Json(told) => {
+                if !progress_due(&mut lock(told), event) {
+                    return;
+                }
+                let Ok(line) = serde_json::to_string(event) else {
+                    return;
+                };
+                drop(writeln!(stdout().lock(), "{line}"));
+            }
+            Output::Lines(told) => {
+                if !progress_due(&mut lock(told), event) {
+                    return;
+                }
+                drop(writeln!(stderr().lock(), "{}", sentence(event)));
+            }
+            Output::Bars { all, bars } => show(all, &mut lock(bars), event),
+        }
+    }
+
+    /// Tells a warning.
+    pub fn warn(&self, message: String) {
+        self.tell(&Event::Warning { message });
+    }
+
+    /// Tells a warning that packets may cause at any rate: one in [`WARNING_EVERY`] is told.
+    pub fn warn_rarely(&self, message: String) {
+        let mut warned_at = lock(&self.warned_at);
+        if warned_at.is_none_or(|at| at.elapsed() >= WARNING_EVERY) {
+            *warned_at = Some(Instant::now());
+            self.warn(message);
+        }
+    }
+}
+
+/// A line of progress is told every [`PROGRESS_LINE_EVERY`] a session; other events always.
+fn progress_due(told: &mut HashMap<SessionId, Instant>, event: &Event) -> bool {
+    match event {
+        Event::Progress { about, .. } => {
+            let now = Instant::now();
+            let last = told.entry(about.session).or_insert(now);
+            let due = now.duration_since(*last) >= PROGRESS_LINE_EVERY;
+            if due {
+                *last = now;
+            }
+            due
+        }
+        Event::Complete { about, .. } | Event::Incomplete { about, .. } => {
+            told.remove(&about.session);
+            true
+        }
+        Event::Listening { .. }
+        | Event::Warning { .. }
+        | Event::Session { .. }
+        | Event::Verdict { .. }
+        | Event::Received { .. }
+        | Event::Drops { .. }
+        | Event::Stopped { .. } => true,
+    }
+}
+
+fn show(all: &MultiProgress, bars: &mut HashMap<SessionId, ProgressBar>, event: &Event) {
+    match event {
+        Event::Progress {
+            about,
+            pages,
+            ram_pages,
+            bytes,
+            seconds,
+        } => {
+            let bar = bars.entry(about.session).or_insert_with(|| {
+                let bar = ProgressBar::new(*ram_pages)
+                    .with_style(bar_style())
+                    .with_prefix(about.host.clone());
+                all.add(bar)
+            });
+            bar.set_length(*ram_pages);
+            bar.set_position(*pages);
+            bar.set_message(format!("{:.1} MB/s on the wire", rate(*bytes, *seconds)));
+            return;
+        }
+        Event::Received { about, .. }
+        | Event::Incomplete { about, .. }
+        | Event::Complete { about, .. } => {
+            if let Some(bar) = bars.remove(&about.session) {
+                bar.finish_and_clear();
+            }
+        }
+        Event::Listening { .. }
+        | Event::Warning { .. }
+        | Event::Session { .. }
+        | Event::Verdict { .. }
+        | Event::Drops { .. }
+        | Event::Stopped { .. } => {}
+    }
+    // Printing above the bars; where they cannot be drawn the line is lost with them.
+    drop(all.println(sentence(event)));
+}
+
+fn bar_style() -> ProgressStyle {
+    ProgressStyle::with_template(
+        "{prefix} [{bar:32}] {percent}% {pos}/{len} pages, {msg}, {eta} left",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar())
+    .progress_chars("=> ")
+}
+
+/// An event as a person reads it.
+fn sentence(event: &Event) -> String {
+    match event {
+        Event::Listening {
+            address,
+            dumpdir,
+            keys,
+            threads,
+            buffer_bytes,
+        } => format!(
+            "listening on {address}: {keys} keys, {threads} threads with {} MiB of buffer each, crashes go to {}",
+            buffer_bytes >> 20,
+            dumpdir.display()
+        ),
+        Event::Warning { message } => format!("warning: {message}"),
+        Event::Session {
+            about,
+            peer,
+            resumed_bytes: None,
+        } => {
+            format!(
+                "{about}: crashed, sends from {peer}, goes to {}",
+                about.directory.display()
+            )
+        }
+        Event::Session {
+            about,
+            resumed_bytes: Some(bytes),
+            ..
+        } => {
+            format!(
+                "{about}: goes on after {} in {}",
+                mib(*bytes),
+                about.directory.display()
+            )
+        }
+        Event::Verdict {
+            about,
+            kernel,
+            reason,
+            ram_pages,
+            verdict,
+            why,
+        } => {
+            let why = why
+                .as_ref()
+                .map(|why| format!(" ({why})"))
+                .unwrap_or_default();
+            format!(
+                "{about}: {reason}, kernel {kernel}, {} of memory; verdict {verdict}{why}",
+                mib(memory(*ram_pages))
+            )
+        }
+        Event::Progress {
+            about,
+            pages,
+            ram_pages,
+            bytes,
+            seconds,
+        } => {
+            let percent = pages
+                .saturating_mul(100)
+                .checked_div(*ram_pages)
+                .unwrap_or(0);
+            format!(
+                "{about}: {pages} of {ram_pages} pages ({percent} %), {:.1} MB/s",
+                rate(*bytes, *seconds)
+            )
+        }
+        Event::Received {
+            about,
+            bytes,
+            seconds,
+        } => {
+            format!(
+                "{about}: received {} in {seconds:.1} s ({:.1} MB/s)",
+                mib(*bytes),
+                rate(*bytes, *seconds)
+            )
+        }
+        Event::Complete {
+            about,
+            pages,
+            bytes,
+            seconds,
+            vmcore_bytes,
+        } => format!(
+            "{about}: complete, {pages} pages, {} received in {seconds:.1} s, vmcore of {} in {}",
+            mib(*bytes),
+            mib(*vmcore_bytes),
+            about.directory.display()
+        ),
+        Event::Incomplete {
+            about,
+            why,
+            pages,
+            ram_pages,
+            bytes,
+        } => format!(
+            "{about}: incomplete, {why}; {pages} of {ram_pages} pages, {} received, kept in {}",
+            mib(*bytes),
+            about.directory.display()
+        ),
+        Event::Drops { counts } => counts.to_string(),
+        Event::Stopped { unfinished } => {
+            format!("stopped; {unfinished} unfinished sessions stay in their spools")
+        }
+    }
+}
+
+impl std::fmt::Display for About {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.host)
+    }
+}
+
+fn as_text<S: serde::Serializer>(session: &SessionId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(session)
+}
+
+fn memory(pages: u64) -> u64 {
+    pages.saturating_mul(PAGE_BYTES as u64)
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", to_f64(bytes) / f64::from(1 << 20))
+}
+
+/// Megabytes (10^6) a second.
+fn rate(bytes: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 {
+        to_f64(bytes) / seconds / 1e6
+    } else {
+        0.0
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "for people, who read four digits"
+)]
+fn to_f64(number: u64) -> f64 {
+    number as f64
+}
+
+const WARNING_EVERY: Duration = Duration::from_secs(1);
+const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(1);

@@ -1,0 +1,241 @@
+//! What all threads of a server share.
+
+use std::net::UdpSocket;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use proto::reply::{FIRST_CREDIT_PACKETS, WINDOW_PACKETS_MAX};
+use proto::time::Instant as EngineInstant;
+use proto::units::{KeyId, PAGE_BYTES};
+use rustix::fs::statvfs;
+
+use super::drops::Drops;
+use super::events::Events;
+use super::finish::Format;
+use super::registry::{Registry, lock};
+use super::session::Want;
+use crate::key::{HostKey, Keyring};
+
+/// What the server wants of crashes in general.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Policy {
+    /// The whole memory, if the disk has room for it.
+    Full,
+    /// Text, registers and state only.
+    LogOnly,
+    /// Nothing beyond what arrives by itself: the host reboots at once.
+    Reboot,
+}
+
+/// See the module's documentation.
+pub struct Hub {
+    /// Where crashes are put.
+    pub dumpdir: PathBuf,
+    /// Which memory image to write.
+    pub format: Format,
+    /// See [`Policy`].
+    pub policy: Policy,
+    /// A session that is silent for so long is over.
+    pub silence: Duration,
+    /// Where events go.
+    pub events: Events,
+    /// Datagrams not taken.
+    pub drops: Drops,
+    /// All sessions.
+    pub registry: Registry,
+    /// Bytes that wait for their turn, in all sessions.
+    pub held_bytes: Arc<AtomicUsize>,
+    /// Held while a new session is made, so that two threads do not make one twice.
+    pub creating: Mutex<()>,
+    /// Held while a vmcore is written: one at a time, so that they do not take the disk from each other.
+    pub finishing: Mutex<()>,
+    /// The server ends.
+    pub stop: AtomicBool,
+    keys_dir: PathBuf,
+    keys: Mutex<Keys>,
+    /// For replies that are not the answer to a batch.
+    socket: UdpSocket,
+    /// Bytes that the kernel buffers in all sockets.
+    buffer_bytes: usize,
+    epoch: Instant,
+    closing: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Keys {
+    ring: Arc<Keyring>,
+    scanned_at: Instant,
+}
+
+/// What a hub is made of.
+pub struct Parts {
+    /// See [`Hub::dumpdir`].
+    pub dumpdir: PathBuf,
+    /// The directory with the hosts' keys.
+    pub keys_dir: PathBuf,
+    /// What is in it.
+    pub ring: Keyring,
+    /// See [`Hub::format`].
+    pub format: Format,
+    /// See [`Hub::policy`].
+    pub policy: Policy,
+    /// See [`Hub::silence`].
+    pub silence: Duration,
+    /// See [`Hub::events`].
+    pub events: Events,
+    /// A socket of the server.
+    pub socket: UdpSocket,
+    /// Bytes that the kernel buffers in all sockets.
+    pub buffer_bytes: usize,
+}
+
+impl Hub {
+    /// Makes a hub.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            dumpdir: parts.dumpdir,
+            format: parts.format,
+            policy: parts.policy,
+            silence: parts.silence,
+            events: parts.events,
+            drops: Drops::default(),
+            registry: Registry::default(),
+            held_bytes: Arc::default(),
+            creating: Mutex::default(),
+            finishing: Mutex::default(),
+            stop: AtomicBool::new(false),
+            keys_dir: parts.keys_dir,
+            keys: Mutex::new(Keys {
+                ring: Arc::new(parts.ring),
+                scanned_at: Instant::now(),
+            }),
+            socket: parts.socket,
+            buffer_bytes: parts.buffer_bytes,
+            epoch: Instant::now(),
+            closing: Mutex::default(),
+        }
+    }
+
+    /// The server ends.
+    #[must_use]
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The time as the engines see it.
+    #[must_use]
+    pub fn now(&self) -> EngineInstant {
+        EngineInstant::from_micros(
+            u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX),
+        )
+    }
+
+    /// The key with this id. The key directory is read again when it is not known, every [`KEYS_SCAN_EVERY`] at most,
+    /// so that a new host needs no restart.
+    pub fn key(&self, id: KeyId) -> Option<HostKey> {
+        let mut keys = lock(&self.keys);
+        if let Some(key) = keys.ring.get(id) {
+            return Some(key.clone());
+        }
+        if keys.scanned_at.elapsed() < KEYS_SCAN_EVERY {
+            return None;
+        }
+        keys.scanned_at = Instant::now();
+        match Keyring::scan(&self.keys_dir, |warning| self.events.warn(warning)) {
+            Ok(ring) => keys.ring = Arc::new(ring),
+            Err(error) => self.events.warn(format!("{error:#}")),
+        }
+        keys.ring.get(id).cloned()
+    }
+
+    /// How many packets beyond the last one written a client may send: its share of what the kernel can buffer, so
+    /// that nothing is lost when all send at once.
+    #[must_use]
+    pub fn credit(&self, packet_bytes: u16, sessions: usize) -> u64 {
+        let cost = usize::from(packet_bytes.max(PACKET_BYTES_GUESS)) * 2 + PACKET_BOOKKEEPING_BYTES;
+        let share = self.buffer_bytes / cost / sessions.max(1);
+        let bounded = u64::try_from(share.min(WINDOW_PACKETS_MAX)).unwrap_or(0);
+        bounded.max(FIRST_CREDIT_PACKETS)
+    }
+
+    /// What is wanted of a crash of `ram_pages` pages while `promised` bytes are still to come from others.
+    pub fn decide(&self, ram_pages: u64, promised: u64) -> Want {
+        match self.policy {
+            Policy::LogOnly => {
+                return Want::LogOnly("the server was started with --verdict log-only".to_owned());
+            }
+            Policy::Reboot => {
+                return Want::Nothing("the server was started with --verdict reboot".to_owned());
+            }
+            Policy::Full => {}
+        }
+        let need = ram_pages
+            .saturating_mul(PAGE_BYTES as u64)
+            .saturating_add(SPACE_MARGIN_BYTES);
+        match free_bytes(&self.dumpdir) {
+            Ok(free) if free.saturating_sub(promised) >= need => Want::Full,
+            Ok(free) => Want::LogOnly(format!(
+                "{} has {} MiB free, {} MiB of them promised to other crashes; this one may need {} MiB",
+                self.dumpdir.display(),
+                free >> 20,
+                promised >> 20,
+                need >> 20
+            )),
+            // The dump matters more than the estimate; a full disk is met when it is full.
+            Err(error) => {
+                self.events.warn(format!("{error:#}"));
+                Want::Full
+            }
+        }
+    }
+
+    /// Sends a reply that is not the answer to a batch. A lost one is made again when the client asks again.
+    pub fn send(&self, bytes: &[u8], peer: std::net::SocketAddr) {
+        drop(self.socket.send_to(bytes, peer));
+    }
+
+    /// Runs `work` in a thread of its own, which [`Self::join`] waits for.
+    pub fn spawn(&self, work: impl FnOnce() + Send + 'static) {
+        match thread::Builder::new().name("close".to_owned()).spawn(work) {
+            Ok(handle) => {
+                let mut closing = lock(&self.closing);
+                closing.retain(|handle| !handle.is_finished());
+                closing.push(handle);
+            }
+            // The session stays in its spool; a restarted server closes it.
+            Err(error) => self.events.warn(format!("cannot start a thread: {error}")),
+        }
+    }
+
+    /// Waits for all threads that [`Self::spawn`] started.
+    pub fn join(&self) {
+        loop {
+            let Some(handle) = lock(&self.closing).pop() else {
+                return;
+            };
+            if handle.join().is_err() {
+                self.events
+                    .warn("a closing thread panicked; its session stays in its spool".to_owned());
+            }
+        }
+    }
+}
+
+/// Bytes free to this process in the file system of `path`.
+pub fn free_bytes(path: &std::path::Path) -> Result<u64> {
+    let stat = statvfs(path)
+        .with_context(|| format!("cannot ask for the free space of {}", path.display()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Room beside the memory itself: log, headers, session.json of this crash and of those that follow.
+pub const SPACE_MARGIN_BYTES: u64 = 64 << 20;
+const KEYS_SCAN_EVERY: Duration = Duration::from_secs(1);
+/// Before the Hello the size of a client's packets is not known.
+const PACKET_BYTES_GUESS: u16 = 1424;
+/// What the kernel charges a socket for a packet beside its bytes, whose area is rounded up to a power of two.
+const PACKET_BOOKKEEPING_BYTES: usize = 1024;

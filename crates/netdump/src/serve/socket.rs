@@ -1,0 +1,344 @@
+//! UDP sockets that receive many datagrams with one system call (`recvmmsg`, and UDP generic receive offload).
+//!
+//! All unsafe code of this program that talks to sockets is here. Sending needs none: a batch of datagrams is
+//! answered with one reply a session.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::ptr;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{
+    set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_reuseport,
+    socket_recv_buffer_size,
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+
+/// Opens a socket at `address`. `shared` lets further sockets of this process bind there too; the kernel then keeps
+/// each client with one of them. Without it the call fails when anybody holds the port.
+pub fn open(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    if shared {
+        set_socket_reuseport(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    Ok(UdpSocket::from(socket))
+}
+
+/// Prepares a socket for [`Batch::receive`]. Returns the bytes the kernel buffers for it, which without root is bounded
+/// by `net.core.rmem_max`.
+pub fn prepare(socket: &UdpSocket) -> io::Result<usize> {
+    if set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER_BYTES).is_err() {
+        set_socket_recv_buffer_size(socket, RECEIVE_BUFFER_BYTES)?;
+    }
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+    // Kernels before 5.0 lack it and deliver datagrams one by one.
+    if let Err(error) = set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
+        && error.raw_os_error() != Some(libc::ENOPROTOOPT)
+    {
+        return Err(error);
+    }
+    // The kernel doubles what it is asked for, to account for its own bookkeeping.
+    Ok(socket_recv_buffer_size(socket)? / 2)
+}
+
+/// Room for what one system call receives.
+pub struct Batch {
+    bytes: Vec<u8>,
+    received: Vec<Received>,
+    overflows: u32,
+}
+
+/// Datagrams of one client that arrived together, back to back in the batch's bytes.
+#[derive(Debug, Clone, Copy)]
+struct Received {
+    peer: SocketAddr,
+    length: usize,
+    /// Length of each datagram but the last, which may be shorter.
+    segment: usize,
+}
+
+impl Batch {
+    /// An empty batch.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            bytes: vec![0; MESSAGES * MESSAGE_BYTES],
+            received: Vec::with_capacity(MESSAGES),
+            overflows: 0,
+        }
+    }
+
+    /// Takes all datagrams that are there, up to the batch's room; if there is none, waits for one, for `wait` at most.
+    pub fn receive(&mut self, socket: &UdpSocket, wait: Duration) -> io::Result<()> {
+        self.take(socket)?;
+        if self.received.is_empty() {
+            let wait = Timespec::try_from(wait).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&wait)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => self.take(socket)?,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, socket: &UdpSocket) -> io::Result<()> {
+        self.received.clear();
+        let mut parts: [MaybeUninit<libc::iovec>; MESSAGES] =
+            [const { MaybeUninit::uninit() }; MESSAGES];
+        let mut names = [const { MaybeUninit::<libc::sockaddr_storage>::zeroed() }; MESSAGES];
+        let mut controls = [[0_u64; CONTROL_WORDS]; MESSAGES];
+        let mut messages = [const { MaybeUninit::<libc::mmsghdr>::zeroed() }; MESSAGES];
+        for (index, chunk) in self.bytes.chunks_exact_mut(MESSAGE_BYTES).enumerate() {
+            let part = parts[index].write(libc::iovec {
+                iov_base: chunk.as_mut_ptr().cast(),
+                iov_len: MESSAGE_BYTES,
+            });
+            // SAFETY: all-zero bytes are a valid mmsghdr: integers and null pointers.
+            let message = unsafe { messages[index].assume_init_mut() };
+            message.msg_hdr.msg_iov = part;
+            message.msg_hdr.msg_iovlen = 1;
+            message.msg_hdr.msg_name = names[index].as_mut_ptr().cast();
+            message.msg_hdr.msg_namelen = NAME_BYTES;
+            message.msg_hdr.msg_control = controls[index].as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = CONTROL_BYTES;
+        }
+        let (first, count) = (messages.as_mut_ptr().cast(), MESSAGES_UINT);
+        // SAFETY: `first` points to `count` headers, all initialised above; their buffers, names and control areas
+        // are distinct, of the lengths given, and outlive the call.
+        let got = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                first,
+                count,
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        };
+        let Ok(got) = usize::try_from(got) else {
+            return nothing(io::Error::last_os_error());
+        };
+        for (message, name) in messages.iter().zip(&names).take(got) {
+            // SAFETY: initialised above, then updated by the kernel.
+            let message = unsafe { message.assume_init_ref() };
+            // SAFETY: zeroed at first, which is a valid sockaddr_storage, then written by the kernel.
+            let name = unsafe { name.assume_init_ref() };
+            let notes = Notes::of(&message.msg_hdr);
+            self.overflows = notes.overflows.unwrap_or(self.overflows);
+            let length = usize::try_from(message.msg_len)
+                .unwrap_or(0)
+                .min(MESSAGE_BYTES);
+            let segment = notes
+                .segment
+                .filter(|&segment| segment > 0)
+                .unwrap_or_else(|| length.max(1));
+            self.received.push(Received {
+                peer: peer(name),
+                length,
+                segment,
+            });
+        }
+        Ok(())
+    }
+
+    /// Calls `datagram` with each datagram of the batch and who sent it, in the order of arrival.
+    pub fn each(&mut self, mut datagram: impl FnMut(SocketAddr, &mut [u8])) {
+        for (received, bytes) in self
+            .received
+            .iter()
+            .zip(self.bytes.chunks_exact_mut(MESSAGE_BYTES))
+        {
+            let used = &mut bytes[..received.length];
+            if used.is_empty() {
+                datagram(received.peer, &mut []);
+            }
+            for segment in used.chunks_mut(received.segment) {
+                datagram(received.peer, segment);
+            }
+        }
+    }
+
+    /// Datagrams the kernel has thrown away since the socket was opened because its buffer was full.
+    #[must_use]
+    pub fn overflows(&self) -> u32 {
+        self.overflows
+    }
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the kernel says beside a message.
+#[derive(Default)]
+struct Notes {
+    segment: Option<usize>,
+    overflows: Option<u32>,
+}
+
+impl Notes {
+    fn of(header: &libc::msghdr) -> Self {
+        let mut notes = Self::default();
+        // SAFETY: the kernel has set control area and length; both are still in place.
+        let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
+        while !control.is_null() {
+            // SAFETY: not null, so it points to a whole header inside the control area, which is 8-byte aligned.
+            let head = unsafe { *control };
+            // SAFETY: as above; the kernel puts 4 bytes of data behind both kinds of header that were asked for.
+            let data = unsafe { libc::CMSG_DATA(control) };
+            // SAFETY: as above; the read asks for no alignment.
+            let value = unsafe { data.cast::<u32>().read_unaligned() };
+            match (head.cmsg_level, head.cmsg_type) {
+                (libc::SOL_UDP, libc::UDP_GRO) => notes.segment = usize::try_from(value).ok(),
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => notes.overflows = Some(value),
+                _ => {}
+            }
+            // SAFETY: `control` came from this header's control area.
+            control = unsafe { libc::CMSG_NXTHDR(header, control) };
+        }
+        notes
+    }
+}
+
+/// A receive error that only means that there is nothing to receive.
+fn nothing(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        // ECONNREFUSED is an ICMP answer to an earlier reply: the client is gone, which is no fault of the socket.
+        Some(libc::EAGAIN | libc::EINTR | libc::ECONNREFUSED) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+fn set_option(
+    socket: &UdpSocket,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let (value, length) = (ptr::from_ref(&value).cast(), socklen::<libc::c_int>());
+    // SAFETY: `value` points to `length` bytes that outlive the call.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "sizes of socket structures are below 1 KiB"
+)]
+const fn socklen<T>() -> libc::socklen_t {
+    size_of::<T>() as libc::socklen_t
+}
+
+fn peer(name: &libc::sockaddr_storage) -> SocketAddr {
+    let name: *const libc::sockaddr_storage = name;
+    // SAFETY: a sockaddr_storage is large and aligned enough for every address family, and all-integer.
+    let v4 = unsafe { *name.cast::<libc::sockaddr_in>() };
+    if libc::c_int::from(v4.sin_family) == libc::AF_INET {
+        let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+        return SocketAddr::new(IpAddr::V4(ip), u16::from_be(v4.sin_port));
+    }
+    // SAFETY: as above; for another family the bytes would be meaningless, not invalid.
+    let v6 = unsafe { *name.cast::<libc::sockaddr_in6>() };
+    SocketAddr::new(
+        IpAddr::V6(Ipv6Addr::from(v6.sin6_addr.s6_addr)),
+        u16::from_be(v6.sin6_port),
+    )
+}
+
+/// A second of 1 Gbit/s while the disk stalls.
+pub const RECEIVE_BUFFER_BYTES: usize = 128 << 20;
+/// Messages of one batch.
+const MESSAGES: usize = 32;
+const MESSAGES_UINT: libc::c_uint = 32;
+/// The longest message: a full train of merged datagrams.
+const MESSAGE_BYTES: usize = 1 << 16;
+/// Two control messages of 4 bytes take 48 bytes; the rest is margin.
+const CONTROL_WORDS: usize = 8;
+const CONTROL_BYTES: usize = CONTROL_WORDS * 8;
+const NAME_BYTES: libc::socklen_t = socklen::<libc::sockaddr_storage>();
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_millis(100);
+
+    fn local() -> (UdpSocket, SocketAddr) {
+        let socket = open("127.0.0.1:0".parse().unwrap(), true).unwrap();
+        prepare(&socket).unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
+    #[test]
+    fn datagrams_arrive_in_order_with_their_sender_the_empty_one_too() {
+        let (socket, address) = local();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for length in [1400, 1400, 3, 0, 9000] {
+            sender.send_to(&vec![7; length], address).unwrap();
+        }
+        let (mut batch, mut lengths) = (Batch::new(), Vec::new());
+        while lengths.len() < 5 {
+            batch.receive(&socket, WAIT).unwrap();
+            batch.each(|peer, datagram| {
+                assert_eq!(peer, sender.local_addr().unwrap());
+                lengths.push(datagram.len());
+            });
+        }
+        assert_eq!(lengths, [1400, 1400, 3, 0, 9000]);
+    }
+
+    #[test]
+    fn a_train_of_equal_datagrams_is_taken_apart_again() {
+        let (socket, address) = local();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        set_option(&sender, libc::SOL_UDP, libc::UDP_SEGMENT, 1000).unwrap();
+        let train: Vec<u8> = (0..10_500_usize)
+            .map(|at| u8::try_from(at / 1000).unwrap())
+            .collect();
+        sender.send_to(&train, address).unwrap();
+        let (mut batch, mut got) = (Batch::new(), Vec::new());
+        batch.receive(&socket, WAIT).unwrap();
+        batch.each(|_, datagram| got.push((datagram[0], datagram.len())));
+        let expected: Vec<(u8, usize)> = (0..=10)
+            .map(|n| (n, if n < 10 { 1000 } else { 500 }))
+            .collect();
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn nothing_to_receive_is_no_error_and_ends_in_time() {
+        let (socket, _) = local();
+        let start = Instant::now();
+        let mut batch = Batch::new();
+        batch.receive(&socket, WAIT).unwrap();
+        batch.each(|_, _| panic!("nothing was sent"));
+        assert!((WAIT..WAIT * 20).contains(&start.elapsed()));
+    }
+
+    #[test]
+    fn a_port_that_another_holds_is_refused_unless_shared() {
+        let (_socket, address) = local();
+        assert_eq!(
+            open(address, false).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+        open(address, true).unwrap();
+    }
+}
