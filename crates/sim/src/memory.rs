@@ -91,12 +91,12 @@ impl Memory {
             Content::Zero => out.fill(0),
             Content::Noise => {
                 for word in out.chunks_mut(8) {
-                    let bytes = random.next().to_le_bytes();
+                    let bytes = random.draw().to_le_bytes();
                     word.copy_from_slice(&bytes[..word.len()]);
                 }
             }
             Content::Ordinary => {
-                let word = random.next().to_le_bytes();
+                let word = random.draw().to_le_bytes();
                 for (index, byte) in out.iter_mut().enumerate() {
                     *byte = word[index % 7] ^ u8::from(index % 97 == 0);
                 }

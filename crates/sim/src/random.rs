@@ -10,7 +10,7 @@ impl Random {
     pub fn new(seed: u64) -> Self {
         let mut generator = Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         for _ in 0..8 {
-            generator.next();
+            generator.draw();
         }
         generator
     }
@@ -22,7 +22,7 @@ impl Random {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -31,7 +31,7 @@ impl Random {
 
     /// A number below `bound`, which is not zero.
     pub fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 16) % bound
+        (self.draw() >> 16) % bound
     }
 
     /// True in `permille` of 1000 draws.

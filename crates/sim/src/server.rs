@@ -237,11 +237,8 @@ impl Model {
             .take(usize::try_from(run.pages).unwrap_or(0))
         {
             let content = self.memory.content(pfn);
-            let right = match run.why {
-                Kind::Zero => content == Content::Zero,
-                Kind::Unreadable => content == Content::Unreadable,
-                _ => false,
-            };
+            let right = (run.why == Kind::Zero && content == Content::Zero)
+                || (run.why == Kind::Unreadable && content == Content::Unreadable);
             if !right {
                 return Err(format!(
                     "{pfn:?} is {content:?} and was told as {:?}",
@@ -262,10 +259,12 @@ impl Model {
         if self.pages.insert(pfn, kind).is_some() {
             return Err(format!("{pfn:?} came twice"));
         }
-        let total = match kind {
-            Kind::Pages => &mut self.totals.data,
-            Kind::Zero => &mut self.totals.zero,
-            _ => &mut self.totals.unreadable,
+        let total = if kind == Kind::Pages {
+            &mut self.totals.data
+        } else if kind == Kind::Zero {
+            &mut self.totals.zero
+        } else {
+            &mut self.totals.unreadable
         };
         *total = (total.get() + 1).into();
         Ok(())

@@ -121,14 +121,16 @@ impl World {
     }
 
     /// Runs until the host is finished, and judges what the server got.
-    pub fn run(mut self) -> Result<Report, Failure> {
+    pub fn run(mut self) -> Result<Report, Box<Failure>> {
         let mut now_us = 0;
         let result = self.run_to_end(&mut now_us);
         let options = self.options;
-        result.map_err(|what| Failure {
-            what,
-            time_us: now_us,
-            options,
+        result.map_err(|what| {
+            Box::new(Failure {
+                what,
+                time_us: now_us,
+                options,
+            })
         })
     }
 

@@ -226,10 +226,10 @@ fn damaged_records_never_panic() {
         bytes.truncate(1 + random.below(bytes.len() as u64) as usize);
         if let Ok(Some(decoded)) = decode(&bytes) {
             assert!(decoded.bytes <= bytes.len() && decoded.bytes >= RECORD_HEADER_BYTES);
-            if let Record::Pages(block) = decoded.record {
-                if let Ok(pages) = block.decode(&mut out) {
-                    assert_eq!(pages.len(), usize::from(block.pages) * PAGE_BYTES);
-                }
+            if let Record::Pages(block) = decoded.record
+                && let Ok(pages) = block.decode(&mut out)
+            {
+                assert_eq!(pages.len(), usize::from(block.pages) * PAGE_BYTES);
             }
         }
     }
