@@ -18,6 +18,10 @@ use crate::units::{PAGE_BYTES, Pfn};
 
 /// Bytes of a record's header.
 pub const RECORD_HEADER_BYTES: usize = size_of::<RawRecord>();
+// The sizes that docs/protocol.md draws.
+const _: () = assert!(RECORD_HEADER_BYTES == 16);
+const _: () = assert!(size_of::<Hello>() == 624);
+const _: () = assert!(size_of::<Cpu>() == 256);
 /// Pages encoded together at most.
 pub const BLOCK_PAGES: usize = 8;
 /// Bytes of a full block before encoding.

@@ -25,6 +25,8 @@ pub const PORT: u16 = 6666;
 pub const MAGIC: [u8; 4] = [0xFE, b'N', b'D', 1];
 /// Bytes of the clear header.
 pub const HEADER_BYTES: usize = size_of::<RawHeader>();
+// The size that docs/protocol.md draws.
+const _: () = assert!(HEADER_BYTES == 32);
 /// Bytes a client datagram has beside its share of the stream.
 pub const CLIENT_OVERHEAD: usize = HEADER_BYTES + TAG_BYTES;
 /// Bytes of a server's incarnation.
