@@ -11,11 +11,17 @@
 pub mod batch;
 pub mod frame;
 pub mod initramfs;
+pub mod kernel;
 pub mod link;
 pub mod memory;
 pub mod modules;
+pub mod oracle;
 pub mod pattern;
 pub mod pcap;
 pub mod qmp;
+pub mod readers;
+pub mod run;
+pub mod server;
 pub mod stage;
+pub mod verdict;
 pub mod vm;

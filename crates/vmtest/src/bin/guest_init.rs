@@ -1,0 +1,388 @@
+//! The guest's first program. It loads the drivers, configures the network, arms netdump, places the pattern, and crashes
+//! the kernel as ordered, telling the harness each stage by one line on a virtio-serial port.
+//!
+//! Build it static: `RUSTFLAGS="-C target-feature=+crt-static" cargo build -p vmtest --bin guest_init --target
+//! x86_64-unknown-linux-gnu`.
+
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mount::{MountFlags, mount};
+use vmtest::pattern::{self, PAGE_SIZE};
+use vmtest::stage::{
+    Crash, Fill, GUEST_ADDRESS, Kernel, ORDERS_PATH, Orders, PORT_NAME, PatternRun, SERVER_ADDRESS,
+    SERVER_PORT, Stage,
+};
+
+/// Pages of the pattern in user memory: 8 MiB.
+const USER_PATTERN_PAGES: usize = 2048;
+/// How long devices may take to appear; generous because an emulated CPU can be slow.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a kernel that was told to crash may still run this program.
+const CRASH_TIMEOUT: Duration = Duration::from_secs(60);
+
+fn main() {
+    let Err(error) = guest() else { return };
+    let why = format!("{error:#}").replace('\n', " ");
+    eprintln!("guest_init: {why}");
+    let told = find_port().and_then(|mut port| tell(&mut port, &Stage::Failed { why }));
+    if let Err(error) = told {
+        eprintln!("guest_init: cannot tell the harness: {error:#}");
+    }
+    if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::PowerOff) {
+        eprintln!("guest_init: cannot power off: {error}");
+    }
+}
+
+fn guest() -> Result<()> {
+    for (kind, path) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        mount_here(kind, path)?;
+    }
+    let orders = fs::read(ORDERS_PATH).context("cannot read the orders")?;
+    let orders: Orders = serde_json::from_slice(&orders).context("the orders are damaged")?;
+    for module in &orders.modules {
+        load_module(&format!("/modules/{module}"), "")?;
+    }
+    let mut port = wait_for("the virtio-serial port", find_port)?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?
+        .trim()
+        .to_owned();
+    tell(&mut port, &Stage::Booted { kernel })?;
+    tell(
+        &mut port,
+        &Stage::Configured {
+            mac: configure_network()?,
+        },
+    )?;
+    tell(&mut port, &Stage::Armed { status: arm()? })?;
+    let filled = fill_memory(&orders)?;
+    let user = place_user_pattern(orders.seed)?;
+    let kernel = place_kernel_pattern(orders.seed)?;
+    tell(
+        &mut port,
+        &Stage::Pattern {
+            pages: [user.runs, kernel].concat(),
+        },
+    )?;
+    tell(&mut port, &Stage::Kernel(kernel_facts()?))?;
+    fs::write("/proc/sys/kernel/panic_on_oops", "1").context("cannot set panic_on_oops")?;
+    fs::write("/proc/sys/kernel/sysrq", "1").context("cannot allow sysrq")?;
+    tell(&mut port, &Stage::Crashing)?;
+    crash(orders.crash)?;
+    thread::sleep(CRASH_TIMEOUT);
+    bail!(
+        "the kernel lives {} s after crash {} was asked for ({} MiB of filler, {} bytes of pattern in use)",
+        CRASH_TIMEOUT.as_secs(),
+        orders.crash.name(),
+        filled.map_or(0, |memory| memory.len() >> 20),
+        user.memory.len()
+    )
+}
+
+fn mount_here(kind: &str, path: &str) -> Result<()> {
+    fs::create_dir_all(path)?;
+    mount(kind, path, kind, MountFlags::empty(), None)
+        .with_context(|| format!("cannot mount {kind} on {path}"))
+}
+
+fn tell(port: &mut File, stage: &Stage) -> Result<()> {
+    let mut line = serde_json::to_vec(stage)?;
+    line.push(b'\n');
+    port.write_all(&line).context("cannot write to the port")
+}
+
+fn load_module(path: &str, parameters: &str) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("cannot open module {path}"))?;
+    let parameters = CString::new(parameters)?;
+    rustix::system::finit_module(&file, &parameters, 0)
+        .with_context(|| format!("cannot load module {path}"))
+}
+
+/// Asks again until `find` succeeds or the time is up.
+fn wait_for<T>(what: &str, find: impl Fn() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match find() {
+            Ok(found) => return Ok(found),
+            Err(error) if start.elapsed() > DEVICE_TIMEOUT => {
+                return Err(error)
+                    .with_context(|| format!("{what} did not appear in {DEVICE_TIMEOUT:?}"));
+            }
+            Err(_) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+fn find_port() -> Result<File> {
+    for entry in fs::read_dir("/sys/class/virtio-ports").context("no virtio-serial port")? {
+        let entry = entry?;
+        if fs::read_to_string(entry.path().join("name"))
+            .unwrap_or_default()
+            .trim()
+            == PORT_NAME
+        {
+            let device = PathBuf::from("/dev").join(entry.file_name());
+            return OpenOptions::new()
+                .write(true)
+                .open(device)
+                .context("cannot open the port");
+        }
+    }
+    bail!("no virtio-serial port is called {PORT_NAME}")
+}
+
+fn dotted(address: [u8; 4]) -> String {
+    std::net::Ipv4Addr::from(address).to_string()
+}
+
+/// Runs a program to its end and gives its standard output.
+fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    ensure!(
+        output.status.success(),
+        "{program} {} failed ({}): {}",
+        arguments.join(" "),
+        output.status,
+        text(&[output.stderr, output.stdout].concat())
+    );
+    Ok(text(&output.stdout))
+}
+
+fn configure_network() -> Result<String> {
+    let address = format!("{}/24", dotted(GUEST_ADDRESS));
+    let mac = wait_for("network device eth0", || {
+        fs::read_to_string("/sys/class/net/eth0/address").context("no eth0; was its driver loaded?")
+    })?;
+    for arguments in [
+        &["ip", "link", "set", "lo", "up"][..],
+        &["ip", "addr", "add", &address, "dev", "eth0"],
+        &["ip", "link", "set", "eth0", "up"],
+        &[
+            "ip",
+            "route",
+            "add",
+            "default",
+            "via",
+            &dotted(SERVER_ADDRESS),
+        ],
+    ] {
+        run("/bin/busybox", arguments)?;
+    }
+    wait_for("carrier on eth0", || {
+        let carrier =
+            fs::read_to_string("/sys/class/net/eth0/carrier").context("no carrier file")?;
+        ensure!(carrier.trim() == "1", "eth0 has no carrier");
+        Ok(())
+    })?;
+    Ok(mac.trim().to_owned())
+}
+
+fn arm() -> Result<serde_json::Value> {
+    let server = format!("{}:{SERVER_PORT}", dotted(SERVER_ADDRESS));
+    run(
+        "/bin/netdump",
+        &[
+            "arm",
+            "--server",
+            &server,
+            "--key",
+            "/key",
+            "--module",
+            "/netdump.ko",
+        ],
+    )?;
+    let status = run("/bin/netdump", &["status", "--json"])?;
+    serde_json::from_str(&status)
+        .with_context(|| format!("netdump status --json printed {status:?}"))
+}
+
+/// Anonymous memory that stays where it is until the kernel ends.
+fn memory(bytes: usize) -> Result<&'static mut [u8]> {
+    // SAFETY: a null hint and no MAP_FIXED: the kernel chooses an address where nothing is mapped.
+    let start = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            bytes,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::POPULATE,
+        )
+    }
+    .with_context(|| format!("cannot have {bytes} bytes of memory"))?;
+    // SAFETY: the mapping is `bytes` long, readable and writable, zeroed, never unmapped, and known to nobody else.
+    Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), bytes) })
+}
+
+fn fill_memory(orders: &Orders) -> Result<Option<&'static [u8]>> {
+    if orders.fill == Fill::Booted {
+        return Ok(None);
+    }
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let available_kib: usize = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+        .context("/proc/meminfo has no MemAvailable")?;
+    let filler = memory(available_kib * 1024 / 5 * 4)?;
+    if orders.fill == Fill::Random {
+        pattern::fill(pattern::seed_of(orders.seed, "filler"), 0, filler);
+        return Ok(Some(filler));
+    }
+    let mut ordinary = Vec::new();
+    for path in [
+        "/bin/netdump",
+        "/proc/kallsyms",
+        "/bin/busybox",
+        "/netdump.ko",
+        "/crashme.ko",
+        "/init",
+    ] {
+        File::open(path)
+            .and_then(|mut file| file.read_to_end(&mut ordinary))
+            .with_context(|| format!("cannot read {path} to fill memory"))?;
+    }
+    for chunk in filler.chunks_mut(ordinary.len()) {
+        chunk.copy_from_slice(&ordinary[..chunk.len()]);
+    }
+    Ok(Some(filler))
+}
+
+/// The pattern in this program's memory; it must live until the crash.
+struct UserPattern {
+    memory: &'static [u8],
+    runs: Vec<PatternRun>,
+}
+
+fn place_user_pattern(seed: u64) -> Result<UserPattern> {
+    let memory = memory(USER_PATTERN_PAGES * PAGE_SIZE)?;
+    pattern::fill(pattern::seed_of(seed, "user"), 0, memory);
+    let pagemap = File::open("/proc/self/pagemap").context("cannot open pagemap")?;
+    let first = memory.as_ptr().addr() / PAGE_SIZE;
+    let mut runs = Vec::new();
+    for index in 0..USER_PATTERN_PAGES {
+        let mut entry = [0; 8];
+        pagemap
+            .read_exact_at(&mut entry, ((first + index) * 8) as u64)
+            .context("cannot read pagemap")?;
+        let entry = u64::from_le_bytes(entry);
+        ensure!(
+            entry >> 63 == 1,
+            "page {index} of the pattern is not in memory"
+        );
+        extend(&mut runs, "user", index as u64, entry & ((1 << 55) - 1));
+    }
+    Ok(UserPattern { memory, runs })
+}
+
+/// Adds one page, joining it to the last run where it continues that.
+fn extend(runs: &mut Vec<PatternRun>, kind: &str, index: u64, pfn: u64) {
+    if let Some(last) = runs.last_mut()
+        && last.kind == kind
+        && (last.index + last.pages, last.pfn + last.pages) == (index, pfn)
+    {
+        last.pages += 1;
+        return;
+    }
+    runs.push(PatternRun {
+        kind: kind.to_owned(),
+        index,
+        pfn,
+        pages: 1,
+    });
+}
+
+fn place_kernel_pattern(seed: u64) -> Result<Vec<PatternRun>> {
+    let (slab, vmalloc) = (
+        pattern::seed_of(seed, "slab"),
+        pattern::seed_of(seed, "vmalloc"),
+    );
+    load_module(
+        "/crashme.ko",
+        &format!("seed_slab={slab} seed_vmalloc={vmalloc}"),
+    )?;
+    let listing =
+        fs::read_to_string("/proc/crashme_pages").context("cannot read the pattern of crashme")?;
+    let mut runs = Vec::new();
+    for line in listing.lines() {
+        let mut words = line.split(' ');
+        let mut number = || -> Option<(&str, u64, u64)> {
+            Some((
+                words.next()?,
+                words.next()?.parse().ok()?,
+                words.next()?.parse().ok()?,
+            ))
+        };
+        let (kind, index, pfn) =
+            number().with_context(|| format!("/proc/crashme_pages says {line:?}"))?;
+        extend(&mut runs, kind, index, pfn);
+    }
+    Ok(runs)
+}
+
+fn kernel_facts() -> Result<Kernel> {
+    let mut facts = Kernel::default();
+    for line in fs::read_to_string("/proc/iomem")
+        .context("cannot read iomem")?
+        .lines()
+    {
+        let Some((range, what)) = line.split_once(" : ") else {
+            continue;
+        };
+        let Some((start, end)) = range.trim().split_once('-') else {
+            continue;
+        };
+        let (start, end) = (
+            u64::from_str_radix(start, 16)?,
+            u64::from_str_radix(end, 16)?,
+        );
+        match what {
+            "System RAM" => facts.ram.push((start, end)),
+            "Kernel code" => facts.code = start,
+            _ => {}
+        }
+    }
+    for line in fs::read_to_string("/proc/kallsyms")
+        .context("cannot read kallsyms")?
+        .lines()
+    {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        // Data, bss, absolute (per-CPU offsets), and the start of the code, which anchors addresses to physical memory.
+        if matches!(kind, "d" | "D" | "b" | "B" | "a" | "A") || name == "_text" {
+            facts
+                .symbols
+                .push((u64::from_str_radix(address, 16)?, name.to_owned()));
+        }
+    }
+    facts.symbols.sort();
+    Ok(facts)
+}
+
+fn crash(crash: Crash) -> Result<()> {
+    let (path, word) = match crash {
+        Crash::Sysrq => ("/proc/sysrq-trigger", "c"),
+        Crash::Panic
+        | Crash::Null
+        | Crash::Bug
+        | Crash::OopsSoftirq
+        | Crash::OopsHardirq
+        | Crash::IrqsOff
+        | Crash::NicLocked
+        | Crash::NoMemory => ("/sys/module/crashme/parameters/crash", crash.name()),
+    };
+    fs::write(path, word).with_context(|| format!("cannot write {word} to {path}"))
+}

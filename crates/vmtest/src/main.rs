@@ -1,0 +1,341 @@
+//! `vmtest run`: boot, arm, crash, judge. Every path is given; nothing is downloaded.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, Parser};
+use indicatif::{ProgressBar, ProgressStyle};
+use vmtest::link::Faults;
+use vmtest::run::{Plan, Progress, Report, run};
+use vmtest::stage::{Crash, Fill};
+use vmtest::vm::Nic;
+
+/// Boots a stock kernel in QEMU, crashes it, and judges what netdump received.
+#[derive(Debug, Parser)]
+#[command(name = "vmtest")]
+enum Command {
+    /// One virtual machine, one crash, one verdict.
+    Run(Box<Options>),
+}
+
+#[derive(Args, Debug)]
+struct Options {
+    /// Folder of an unpacked linux-image package
+    #[arg(long)]
+    image: PathBuf,
+    /// netdump.ko built for that kernel
+    #[arg(long)]
+    module: PathBuf,
+    /// crashme.ko built for that kernel
+    #[arg(long)]
+    crashme: PathBuf,
+    /// Static netdump program, the server on this host and the client's tool in the guest
+    #[arg(long)]
+    netdump: PathBuf,
+    /// Static guest_init program
+    #[arg(long)]
+    guest_init: PathBuf,
+    /// Static busybox
+    #[arg(long, default_value = "/bin/busybox")]
+    busybox: PathBuf,
+    /// QEMU program
+    #[arg(long, default_value = "qemu-system-x86_64")]
+    qemu: String,
+    /// Network device of the guest
+    #[arg(long, value_enum, default_value = "virtio-net")]
+    nic: Nic,
+    /// How the kernel dies
+    #[arg(long, value_enum, default_value = "panic")]
+    crash: Crash,
+    /// What the guest's memory holds
+    #[arg(long, value_enum, default_value = "booted")]
+    fill: Fill,
+    /// Guest RAM, in bytes or with the suffix M or G
+    #[arg(long, default_value = "768M", value_parser = parse_size)]
+    memory: u64,
+    /// CPUs of the guest
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// Percent of frames lost on the wire, in each direction
+    #[arg(long, default_value = "0", value_parser = clap::value_parser!(u8).range(0..=100))]
+    loss: u8,
+    /// Seed of the pattern and the faults; a new one each time if not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Format of the vmcore
+    #[arg(long, default_value = "kdump", value_parser = ["kdump", "elf"])]
+    format: String,
+    /// The kernel with symbols; without it drgn and crash cannot read
+    #[arg(long)]
+    vmlinux: Option<PathBuf>,
+    /// Command that starts crash 8.0.6 or newer, with leading arguments
+    #[arg(long)]
+    crash_reader: Option<String>,
+    /// Python interpreter that has drgn
+    #[arg(long)]
+    drgn: Option<PathBuf>,
+    /// Keep all files of the run in this new folder
+    #[arg(long)]
+    keep: Option<PathBuf>,
+    /// Print the report as one JSON object on the last line
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let Command::Run(options) = Command::parse();
+    match execute(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("vmtest: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs and reports; whether the verdict is Ok.
+fn execute(options: &Options) -> Result<bool> {
+    let seed = options.seed.unwrap_or_else(|| {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        u64::from(now.subsec_nanos())
+    });
+    let folder = Folder::new(options.keep.as_deref())?;
+    let plan = plan(options, seed);
+    let bar = bar(options.memory);
+    let mut shown = Shown::default();
+    let mut report = run(&plan, seed, folder.path(), &mut |progress| {
+        shown.show(&bar, progress)
+    })?;
+    bar.finish_and_clear();
+    let good = report.verdict == "Ok";
+    report.folder = folder.close(good)?;
+    print_table(&report);
+    if options.json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(good)
+}
+
+fn plan(options: &Options, seed: u64) -> Plan {
+    Plan {
+        image: options.image.clone(),
+        module: options.module.clone(),
+        crashme: options.crashme.clone(),
+        netdump: options.netdump.clone(),
+        guest_init: options.guest_init.clone(),
+        busybox: options.busybox.clone(),
+        qemu: options.qemu.clone(),
+        nic: options.nic,
+        crash: options.crash,
+        fill: options.fill,
+        memory: options.memory,
+        cpus: options.cpus,
+        faults: Faults {
+            loss_percent: options.loss,
+            seed,
+        },
+        format: options.format.clone(),
+        vmlinux: options.vmlinux.clone(),
+        drgn: options.drgn.clone(),
+        crash_reader: options.crash_reader.clone(),
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.strip_suffix(['M', 'G']) {
+        Some(digits) if text.ends_with('M') => (digits, 20),
+        Some(digits) => (digits, 30),
+        None => (text, 0),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|error| format!("{text:?} is no size like 768M or 5G: {error}"))?;
+    let bytes = number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("{text} is too large"))?;
+    // Less does not boot a stock kernel; the rest keeps the map of RAM in whole huge pages.
+    if bytes < 256 << 20 || bytes % (2 << 20) != 0 {
+        return Err(format!("{text} is not at least 256M and a multiple of 2M"));
+    }
+    Ok(bytes)
+}
+
+/// Where the files of a run are: a new folder that stays, or one that goes when the verdict is Ok.
+enum Folder {
+    Kept(PathBuf),
+    Temporary(tempfile::TempDir),
+}
+
+impl Folder {
+    fn new(keep: Option<&Path>) -> Result<Self> {
+        let Some(path) = keep else {
+            return Ok(Self::Temporary(
+                tempfile::Builder::new().prefix("vmtest-").tempdir()?,
+            ));
+        };
+        std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
+        let empty = std::fs::read_dir(path)?.next().is_none();
+        ensure!(
+            empty,
+            "{} is not empty; give --keep a new folder",
+            path.display()
+        );
+        Ok(Self::Kept(path.canonicalize()?))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) => path,
+            Self::Temporary(folder) => folder.path(),
+        }
+    }
+
+    /// Removes a temporary folder after a good run; gives the folder if it stays.
+    fn close(self, good: bool) -> Result<Option<PathBuf>> {
+        match self {
+            Self::Kept(path) => Ok(Some(path)),
+            Self::Temporary(folder) if good => {
+                folder
+                    .close()
+                    .context("cannot remove the files of the run")?;
+                Ok(None)
+            }
+            Self::Temporary(folder) => Ok(Some(folder.keep())),
+        }
+    }
+}
+
+fn bar(memory: u64) -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    let style = "{spinner} {elapsed_precise} {msg}";
+    bar.set_style(
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
+    bar.set_message(format!("guest of {} MiB", memory >> 20));
+    bar
+}
+
+/// What people have been shown: a line that changes on a terminal, a line a stage elsewhere.
+#[derive(Default)]
+struct Shown {
+    stage: &'static str,
+    sample: Option<(Instant, u64)>,
+    rate: u64,
+}
+
+impl Shown {
+    fn show(&mut self, bar: &ProgressBar, progress: &Progress) {
+        if progress.stage != self.stage {
+            self.stage = progress.stage;
+            if !std::io::stderr().is_terminal() {
+                eprintln!(
+                    "vmtest: {:6.1} s {}",
+                    progress.elapsed.as_secs_f64(),
+                    progress.stage
+                );
+            }
+        }
+        let (since, bytes) = *self
+            .sample
+            .get_or_insert((Instant::now(), progress.wire_bytes));
+        let passed = since.elapsed();
+        if passed > Duration::from_millis(500) {
+            let milliseconds = u64::try_from(passed.as_millis()).unwrap_or(1);
+            self.rate = progress.wire_bytes.saturating_sub(bytes) / 1000 / milliseconds;
+            self.sample = Some((Instant::now(), progress.wire_bytes));
+        }
+        let wire = if progress.wire_bytes == 0 {
+            String::new()
+        } else {
+            format!(
+                ", {} MB on the wire, {} MB/s",
+                progress.wire_bytes / 1_000_000,
+                self.rate
+            )
+        };
+        bar.set_message(format!("{}{wire}", progress.stage));
+        bar.tick();
+    }
+}
+
+fn print_table(report: &Report) {
+    let first = report
+        .first_packet_ms
+        .map_or_else(|| "-".to_owned(), |time| format!("{time} ms"));
+    let kinds: Vec<String> = report
+        .listed_different_kinds
+        .iter()
+        .map(|(kind, pages)| format!("{kind} {pages}"))
+        .collect();
+    let rows = [
+        ("verdict", report.why.clone()),
+        ("kernel", format!("{} ({})", report.kernel, report.accel)),
+        (
+            "crash",
+            format!(
+                "{} on {}, {} % loss, seed {}",
+                report.crash, report.nic, report.loss_percent, report.seed
+            ),
+        ),
+        ("boot", format!("{} ms", report.boot_ms)),
+        ("first packet", first),
+        (
+            "dump",
+            format!(
+                "{:.2} s, {:.0} MB/s of memory",
+                report.dump_s, report.memory_mb_s
+            ),
+        ),
+        (
+            "wire",
+            format!(
+                "{} bytes, {} frames lost, {} overrun",
+                report.wire_bytes, report.frames_lost, report.overruns
+            ),
+        ),
+        ("vmcore", format!("{} bytes", report.vmcore_bytes)),
+        (
+            "pages",
+            format!(
+                "{} compared, {} different",
+                report.pages_checked, report.pages_different
+            ),
+        ),
+        (
+            "listed",
+            format!(
+                "{} pages, {} different: {}",
+                report.pages_listed,
+                report.listed_different,
+                kinds.join(", ")
+            ),
+        ),
+        ("pattern", format!("{} pages", report.pattern_pages)),
+        (
+            "tasks",
+            report
+                .tasks
+                .iter()
+                .map(|(reader, tasks)| format!("{reader} {tasks} "))
+                .collect(),
+        ),
+        ("not run", report.skipped.join("; ")),
+        (
+            "files",
+            report
+                .folder
+                .as_ref()
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
+        ),
+    ];
+    for (name, value) in rows.iter().filter(|(_, value)| !value.is_empty()) {
+        println!("{name:>13}  {value}");
+    }
+}

@@ -1,0 +1,333 @@
+//! The truth: every page of the guest's memory against the vmcore, and the seeded pattern against both.
+//!
+//! The dump path itself writes to some memory after it has sent it. The client lists the pages it knows of (`written` in
+//! session.json); what the kernel writes on its own account is listed here, symbol by symbol, with the reason. A page may
+//! differ only where it is listed, word by word for symbols.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use dump::PageState;
+
+use crate::kernel::{KernelView, Place};
+use crate::memory::GuestMemory;
+use crate::pattern::{self, PAGE_SIZE};
+use crate::stage::PatternRun;
+
+/// A page as bytes.
+pub type Page = [u8; PAGE_SIZE];
+
+/// Pages the client says the dump path writes.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// By first page: the page after the last, and the kind.
+    ranges: BTreeMap<u64, (u64, &'static str)>,
+}
+
+/// What the comparison has found.
+#[derive(Debug, Default)]
+pub struct Comparison {
+    /// Pages of System RAM that were compared.
+    pub checked: u64,
+    /// Of these, pages that differ and are not listed.
+    pub different: u64,
+    /// Pages on the client's list.
+    pub listed: u64,
+    /// Pages that differ and may, by the kind or rule that allows it.
+    pub listed_different: BTreeMap<String, u64>,
+    /// Pages that are not in the vmcore though they are System RAM.
+    pub absent: u64,
+    /// Pages that the vmcore calls unreadable.
+    pub unreadable: u64,
+    /// Pages of QEMU's RAM that are not System RAM: the firmware's.
+    pub firmware: u64,
+    /// The first differences that are not listed, at most [`EXAMPLES_MAX`].
+    pub examples: Vec<(u64, String)>,
+}
+
+/// Differences that are described; more of them rarely say more.
+const EXAMPLES_MAX: usize = 400;
+/// A firmware keeps less than this for itself: tables, its own code, the legacy hole below 1 MiB.
+pub const FIRMWARE_PAGES_MAX: u64 = 1024;
+
+/// Symbols the kernel writes while the dump runs, each with the reason. Names are whole symbols.
+const WRITTEN_SYMBOLS: &[(&str, &str)] = &[];
+
+impl Written {
+    /// Takes the list from session.json: first pfn, pages, kind.
+    #[must_use]
+    pub fn new(ranges: &[(u64, u64, u32)]) -> Self {
+        let ranges = ranges
+            .iter()
+            .map(|(first, pages, kind)| (*first, (first + pages, kind_name(*kind))))
+            .collect();
+        Self { ranges }
+    }
+
+    /// Why page `pfn` may differ.
+    #[must_use]
+    pub fn kind(&self, pfn: u64) -> Option<&'static str> {
+        let (_, (end, kind)) = self.ranges.range(..=pfn).next_back()?;
+        (pfn < *end).then_some(*kind)
+    }
+
+    fn pages(&self) -> u64 {
+        self.ranges
+            .iter()
+            .map(|(first, (end, _))| end - first)
+            .sum()
+    }
+}
+
+/// Compares all pages of `system_ram` (first and last byte of each range, as in /proc/iomem) with what `vmcore` gives.
+///
+/// # Errors
+/// What `vmcore` fails with: then the file cannot be read, which is not a difference.
+pub fn compare(
+    memory: &GuestMemory,
+    system_ram: &[(u64, u64)],
+    written: &Written,
+    kernel: &KernelView<'_>,
+    mut vmcore: impl FnMut(u64, &mut Page) -> Result<PageState>,
+) -> Result<Comparison> {
+    let mut comparison = Comparison {
+        listed: written.pages(),
+        ..Comparison::default()
+    };
+    let mut page = [0; PAGE_SIZE];
+    for pfn in pages(system_ram) {
+        let Some(truth) = memory.page(pfn) else {
+            continue;
+        };
+        comparison.checked += 1;
+        match vmcore(pfn, &mut page)? {
+            PageState::Data if page == truth => {}
+            PageState::Data => comparison.judge(pfn, truth, &page, written, kernel),
+            PageState::Unreadable => comparison.unreadable += 1,
+            PageState::Excluded | PageState::Missing | PageState::NotRam => comparison.absent += 1,
+        }
+    }
+    comparison.firmware = memory.size() / PAGE_SIZE as u64 - comparison.checked;
+    Ok(comparison)
+}
+
+impl Comparison {
+    /// Pages that differ and are listed.
+    #[must_use]
+    pub fn listed_different_pages(&self) -> u64 {
+        self.listed_different.values().sum()
+    }
+
+    fn judge(
+        &mut self,
+        pfn: u64,
+        truth: &[u8],
+        page: &Page,
+        written: &Written,
+        kernel: &KernelView<'_>,
+    ) {
+        let kind = written
+            .kind(pfn)
+            .map(str::to_owned)
+            .or_else(|| rule(pfn, truth, page, kernel));
+        if let Some(kind) = kind {
+            *self.listed_different.entry(kind).or_default() += 1;
+            return;
+        }
+        self.different += 1;
+        if self.examples.len() < EXAMPLES_MAX {
+            self.examples
+                .push((pfn, describe(pfn, truth, page, kernel)));
+        }
+    }
+}
+
+/// The name of a kind of the client's list (docs/protocol.md, record Written).
+fn kind_name(kind: u32) -> &'static str {
+    match kind {
+        1 => "module",
+        2 => "pool",
+        3 => "reserve",
+        4 => "stack",
+        5 => "percpu",
+        6 => "log",
+        7 => "device",
+        _ => "other",
+    }
+}
+
+/// The numbers of all whole pages of `ranges` (first and last byte).
+fn pages(ranges: &[(u64, u64)]) -> impl Iterator<Item = u64> {
+    let size = PAGE_SIZE as u64;
+    ranges
+        .iter()
+        .flat_map(move |(first, last)| first.div_ceil(size)..(last + 1) / size)
+}
+
+/// The words of eight bytes that differ, as offsets into the page.
+fn differing_words<'a>(truth: &'a [u8], page: &'a Page) -> impl Iterator<Item = usize> + 'a {
+    let words = truth.chunks_exact(8).zip(page.chunks_exact(8));
+    words
+        .enumerate()
+        .filter(|(_, (a, b))| a != b)
+        .map(|(word, _)| word * 8)
+}
+
+/// The rule that allows every differing word of a page: the first such word's symbol, if all of them have one.
+fn rule(pfn: u64, truth: &[u8], page: &Page, kernel: &KernelView<'_>) -> Option<String> {
+    let mut allowed = None;
+    for offset in differing_words(truth, page) {
+        let place = kernel.place(pfn * PAGE_SIZE as u64 + offset as u64);
+        let (Place::Image(symbol, _) | Place::PerCpu(_, symbol, _)) = place else {
+            return None;
+        };
+        WRITTEN_SYMBOLS.iter().find(|(name, _)| *name == symbol)?;
+        allowed.get_or_insert(symbol);
+    }
+    allowed
+}
+
+/// Where the page lies and what differs, on one line.
+fn describe(pfn: u64, truth: &[u8], page: &Page, kernel: &KernelView<'_>) -> String {
+    let mut places: Vec<String> = Vec::new();
+    let mut words = 0;
+    let mut first = None;
+    for offset in differing_words(truth, page) {
+        words += 1;
+        first.get_or_insert(offset);
+        let place = kernel
+            .place(pfn * PAGE_SIZE as u64 + offset as u64)
+            .to_string();
+        let symbol = place.split('+').next().unwrap_or_default().to_owned();
+        if !places.contains(&symbol) {
+            places.push(symbol);
+        }
+    }
+    let first = first.unwrap_or(0);
+    let mut text = format!("{words} words, from {first:#x}: memory ");
+    for (bytes, next) in [(truth, ", vmcore "), (page.as_slice(), "; ")] {
+        for byte in bytes.iter().skip(first).take(16) {
+            write!(text, "{byte:02x}").unwrap_or_default();
+        }
+        text.push_str(next);
+    }
+    text + &places.join(" ")
+}
+
+/// Pages of the pattern that the vmcore does not hold as they were placed: their kind, index and page number.
+///
+/// # Errors
+/// What `vmcore` fails with.
+pub fn pattern_damage(
+    runs: &[PatternRun],
+    seed: u64,
+    mut vmcore: impl FnMut(u64, &mut Page) -> Result<PageState>,
+) -> Result<Vec<String>> {
+    let mut damage = Vec::new();
+    let mut page = [0; PAGE_SIZE];
+    for run in runs {
+        let seed = pattern::seed_of(seed, &run.kind);
+        for (index, pfn) in (run.index..)
+            .zip(run.pfn..)
+            .take(usize::try_from(run.pages).unwrap_or(usize::MAX))
+        {
+            let state = vmcore(pfn, &mut page)?;
+            if state != PageState::Data || !pattern::matches(seed, index, &page) {
+                damage.push(format!(
+                    "{} pattern page {index} at {pfn:#x} is {state:?}",
+                    run.kind
+                ));
+            }
+        }
+    }
+    Ok(damage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::Kernel;
+
+    const RAM: [(u64, u64); 2] = [(0x1000, 0x5_0fff), (0x10_0000, 0x13_ffff)];
+
+    fn run(
+        written: &[(u64, u64, u32)],
+        vmcore: impl FnMut(u64, &mut Page) -> Result<PageState>,
+    ) -> Comparison {
+        let memory = GuestMemory::new(2 << 20).unwrap();
+        let facts = Kernel::default();
+        let kernel = KernelView::new(&memory, &facts, 1);
+        compare(&memory, &RAM, &Written::new(written), &kernel, vmcore).unwrap()
+    }
+
+    /// A vmcore in which the first byte of some pages is 1, where memory has 0.
+    fn spoiled(pfns: &'static [u64]) -> impl FnMut(u64, &mut Page) -> Result<PageState> {
+        move |pfn, page| {
+            page.fill(0);
+            page[0] = u8::from(pfns.contains(&pfn));
+            Ok(PageState::Data)
+        }
+    }
+
+    #[test]
+    fn equal_memory_has_no_differences() {
+        let comparison = run(&[], spoiled(&[]));
+        assert_eq!(
+            (comparison.checked, comparison.different, comparison.absent),
+            (0x50 + 0x40, 0, 0)
+        );
+        assert_eq!(comparison.firmware, 512 - 0x90);
+    }
+
+    #[test]
+    fn a_difference_is_found_and_described() {
+        let comparison = run(&[], spoiled(&[0x102]));
+        assert_eq!(comparison.different, 1);
+        assert_eq!(comparison.examples[0].0, 0x102);
+        assert!(
+            comparison.examples[0]
+                .1
+                .starts_with("1 words, from 0x0: memory 00")
+        );
+    }
+
+    #[test]
+    fn listed_pages_may_differ_and_their_neighbours_not() {
+        let comparison = run(&[(0x102, 2, 3)], spoiled(&[0x101, 0x102, 0x103, 0x104]));
+        assert_eq!((comparison.listed, comparison.different), (2, 2));
+        assert_eq!(comparison.listed_different.get("reserve"), Some(&2));
+        assert_eq!(comparison.listed_different_pages(), 2);
+    }
+
+    #[test]
+    fn absent_pages_are_no_zero_pages() {
+        let comparison = run(&[], |pfn, page| {
+            page.fill(0);
+            Ok(match pfn {
+                1 => PageState::Missing,
+                2 => PageState::Excluded,
+                3 => PageState::Unreadable,
+                _ => PageState::Data,
+            })
+        });
+        assert_eq!((comparison.absent, comparison.unreadable), (2, 1));
+    }
+
+    #[test]
+    fn a_spoiled_pattern_is_found() {
+        let runs = [PatternRun {
+            kind: "user".to_owned(),
+            index: 5,
+            pfn: 0x110,
+            pages: 3,
+        }];
+        let vmcore = |pfn: u64, page: &mut Page| {
+            pattern::fill(pattern::seed_of(9, "user"), 5 + pfn - 0x110, page);
+            page[0] ^= u8::from(pfn == 0x111);
+            Ok(PageState::Data)
+        };
+        let damage = pattern_damage(&runs, 9, vmcore).unwrap();
+        assert_eq!(damage, ["user pattern page 6 at 0x111 is Data"]);
+    }
+}

@@ -1,0 +1,305 @@
+//! The programs people open a vmcore with, run on it and judged: drgn, crash, and the reader of the plain log.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+/// What must be found, whoever reads.
+#[derive(Debug)]
+pub struct Expected<'a> {
+    /// Function on the crashed thread's stack.
+    pub function: &'a str,
+    /// Number of CPUs that were online.
+    pub cpus: u32,
+    /// Kernel messages that were on the serial console before the machine died.
+    pub console: &'a [String],
+}
+
+/// What a reader found wrong; nothing when all is there.
+pub type Complaints = Vec<String>;
+
+/// No stock kernel runs with fewer tasks: kthreadd alone starts more.
+const TASKS_MIN: usize = 30;
+const DRGN_SCRIPT: &str = include_str!("drgn.py");
+
+#[derive(Deserialize)]
+struct DrgnView {
+    tasks: Vec<(i64, String)>,
+    crashed: Vec<String>,
+    cpus: Vec<DrgnCpu>,
+    log: String,
+}
+
+#[derive(Deserialize)]
+struct DrgnCpu {
+    cpu: u32,
+    #[serde(default)]
+    frames: Vec<String>,
+    #[serde(default)]
+    rip: u64,
+    #[serde(default)]
+    rsp: u64,
+    error: Option<String>,
+}
+
+/// Has `python` (with drgn) read `vmcore` with the symbols in `symbols`; gives its complaints and the number of tasks.
+///
+/// # Errors
+/// If drgn cannot be run or fails outright.
+pub fn drgn(
+    python: &Path,
+    vmcore: &Path,
+    symbols: &[&Path],
+    expected: &Expected<'_>,
+) -> Result<(Complaints, usize)> {
+    let output = Command::new(python)
+        .args(["-c", DRGN_SCRIPT])
+        .arg(vmcore)
+        .args(symbols)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", python.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "it failed: {}",
+        said.lines().last().unwrap_or("no word why")
+    );
+    let view: DrgnView =
+        serde_json::from_slice(&output.stdout).context("its answer is malformed")?;
+    Ok((judge_drgn(&view, expected), view.tasks.len()))
+}
+
+fn judge_drgn(view: &DrgnView, expected: &Expected<'_>) -> Complaints {
+    let mut complaints = judge_tasks(
+        &view
+            .tasks
+            .iter()
+            .map(|(_, name)| name.as_str())
+            .collect::<Vec<_>>(),
+    );
+    if !view.crashed.iter().any(|frame| frame == expected.function) {
+        complaints.push(format!(
+            "{} is not on the crashed stack: {}",
+            expected.function,
+            view.crashed.join(" ")
+        ));
+    }
+    for cpu in &view.cpus {
+        match &cpu.error {
+            Some(error) => complaints.push(format!("CPU {}: {error}", cpu.cpu)),
+            None if cpu.rip == 0 || cpu.rsp == 0 || cpu.frames.is_empty() => {
+                complaints.push(format!("CPU {} has no registers", cpu.cpu));
+            }
+            None => {}
+        }
+    }
+    if view.cpus.len() != usize::try_from(expected.cpus).unwrap_or(usize::MAX) {
+        complaints.push(format!(
+            "{} CPUs are online instead of {}",
+            view.cpus.len(),
+            expected.cpus
+        ));
+    }
+    complaints.extend(judge_log(&view.log, expected.console));
+    complaints
+}
+
+/// Has crash, started by the words of `reader`, read `vmcore` with the kernel `vmlinux`. Same result as [`drgn`].
+///
+/// # Errors
+/// If crash cannot be run or fails outright.
+pub fn crash(
+    reader: &str,
+    vmcore: &Path,
+    vmlinux: &Path,
+    expected: &Expected<'_>,
+) -> Result<(Complaints, usize)> {
+    let mut words = reader.split_ascii_whitespace();
+    let program = words.next().context("the command of crash is empty")?;
+    let mut child = Command::new(program)
+        .args(words)
+        .arg("-s")
+        .args([vmlinux, vmcore])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {program}"))?;
+    // Each command's output begins behind a line that only `echo` of crash prints.
+    let commands =
+        "set scroll off\n!echo @bt\nbt\n!echo @all\nbt -a\n!echo @ps\nps\n!echo @log\nlog\nquit\n";
+    let mut input = child.stdin.take().context("crash has no input")?;
+    input
+        .write_all(commands.as_bytes())
+        .context("cannot tell crash what to do")?;
+    drop(input);
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success() && text.contains("@log"),
+        "it failed ({}): {}",
+        output.status,
+        said.lines()
+            .chain(text.lines())
+            .rfind(|line| !line.trim().is_empty())
+            .unwrap_or("no word why")
+    );
+    Ok(judge_crash(&text, expected))
+}
+
+fn judge_crash(text: &str, expected: &Expected<'_>) -> (Complaints, usize) {
+    let part = |name: &str| {
+        let rest = text
+            .split_once(&format!("@{name}\n"))
+            .map_or("", |(_, rest)| rest);
+        rest.split("\n@").next().unwrap_or_default()
+    };
+    // A line of ps: an optional mark, PID, PPID, CPU, task, state, memory figures, and the name in the last column. The
+    // idle threads are all number 0.
+    let tasks: Vec<&str> = part("ps")
+        .lines()
+        .filter_map(|line| {
+            let words: Vec<&str> = line
+                .trim_start_matches(['>', ' '])
+                .split_ascii_whitespace()
+                .collect();
+            let pid: u64 = words.first()?.parse().ok()?;
+            if pid == 0 {
+                None
+            } else {
+                Some(words.last()?.trim_matches(['[', ']']))
+            }
+        })
+        .collect();
+    let mut complaints = judge_tasks(&tasks);
+    if !part("bt").contains(expected.function) {
+        let stack: Vec<&str> = part("bt").lines().map(str::trim).take(12).collect();
+        complaints.push(format!(
+            "{} is not on the crashed stack: {}",
+            expected.function,
+            stack.join(" / ")
+        ));
+    }
+    let mut seen = 0;
+    for block in part("all").split("PID: ").skip(1) {
+        seen += 1;
+        if !block.contains("RIP") && !block.contains(" at ffff") {
+            complaints.push(format!(
+                "no registers in: {}",
+                block.lines().next().unwrap_or_default()
+            ));
+        }
+    }
+    if seen != expected.cpus {
+        complaints.push(format!(
+            "bt -a shows {seen} CPUs instead of {}",
+            expected.cpus
+        ));
+    }
+    complaints.extend(judge_log(part("log"), expected.console));
+    (complaints, tasks.len())
+}
+
+fn judge_tasks(names: &[&str]) -> Complaints {
+    let mut complaints = Vec::new();
+    if names.len() < TASKS_MIN {
+        complaints.push(format!("only {} tasks are listed", names.len()));
+    }
+    for name in ["init", "kthreadd"] {
+        if !names.contains(&name) {
+            complaints.push(format!("task {name} is not listed"));
+        }
+    }
+    complaints
+}
+
+/// Every kernel message of the console must be in the log.
+#[must_use]
+pub fn judge_log(log: &str, console: &[String]) -> Complaints {
+    let mut complaints = Vec::new();
+    if !console
+        .iter()
+        .any(|line| line.contains("Kernel panic - not syncing"))
+    {
+        complaints.push("the console itself has no panic line to compare with".to_owned());
+    }
+    let lost: Vec<&String> = console
+        .iter()
+        .filter(|line| !log.contains(line.as_str()))
+        .collect();
+    if let Some(first) = lost.first() {
+        complaints.push(format!(
+            "{} of {} console lines are not in the log, first {first:?}",
+            lost.len(),
+            console.len()
+        ));
+    }
+    complaints
+}
+
+/// The kernel's messages in what a serial console wrote: the text behind the time, in the order printed.
+///
+/// Lines that do not begin with a time come from the firmware or from programs.
+#[must_use]
+pub fn console_messages(console: &str) -> Vec<String> {
+    console
+        .lines()
+        .filter_map(|line| {
+            let (time, text) = line.trim_end().strip_prefix('[')?.split_once("] ")?;
+            time.trim().parse::<f64>().ok()?;
+            Some(text.to_owned())
+        })
+        .filter(|text| !text.trim().is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn console_messages_are_told_from_other_text() {
+        let console = "SeaBIOS\r\n[    0.000000] Linux version 6.1\r\nguest_init: hello\r\n[   12.5] Kernel panic\r\n";
+        assert_eq!(
+            console_messages(console),
+            ["Linux version 6.1", "Kernel panic"]
+        );
+    }
+
+    #[test]
+    fn a_log_that_lacks_a_line_is_refused() {
+        let console = ["a".to_owned(), "Kernel panic - not syncing: b".to_owned()];
+        assert!(judge_log("[1] a\n[2] Kernel panic - not syncing: b\n", &console).is_empty());
+        assert_eq!(judge_log("[1] a\n", &console).len(), 1);
+        assert_eq!(judge_log("[1] a\n", &console[..1]).len(), 1);
+    }
+
+    #[test]
+    fn the_output_of_crash_is_judged() {
+        let mut text = String::from(
+            "@bt\nPID: 1 CPU: 0\n #0 [ffff] crashme_panic at ffffffff\n\
+             @all\nPID: 1 CPU: 0\n RIP: 1\nPID: 0 CPU: 1\n RIP: 2\n\
+             @ps\n PID PPID CPU TASK ST %MEM VSZ RSS COMM\n> 0 0 0 ffff RU 0.0 0 0 [swapper/0]\n",
+        );
+        for pid in 1..40 {
+            let name = if pid == 1 { "init" } else { "[kthreadd]" };
+            text.push_str(&format!("  {pid} 0 0 ffff IN 0.0 0 0 {name}\n"));
+        }
+        text.push_str("@log\n[ 1.0] Kernel panic - not syncing: x\n");
+        let console = ["Kernel panic - not syncing: x".to_owned()];
+        let mut expected = Expected {
+            function: "crashme_panic",
+            cpus: 2,
+            console: &console,
+        };
+        assert_eq!(judge_crash(&text, &expected), (vec![], 39));
+        expected.function = "crashme_null";
+        expected.cpus = 3;
+        assert_eq!(judge_crash(&text, &expected).0.len(), 2);
+    }
+}

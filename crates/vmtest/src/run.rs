@@ -1,0 +1,678 @@
+//! One run, from an unpacked kernel package to a verdict.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use dump::{Pfn, Reader};
+use serde::Serialize;
+
+use crate::initramfs::Initramfs;
+use crate::kernel::KernelView;
+use crate::link::{Faults, Link};
+use crate::memory::GuestMemory;
+use crate::modules::{self, Modules};
+use crate::oracle::{self, Comparison, FIRMWARE_PAGES_MAX, Written};
+use crate::readers::{self, Expected};
+use crate::server::{Server, Session};
+use crate::stage::{Crash, Fill, Kernel, ORDERS_PATH, Orders, PatternRun, Stage};
+use crate::verdict::{Observations, Verdict};
+use crate::vm::{Accelerator, Guest, Nic, Vm};
+
+/// What to run. All paths exist already; nothing is fetched.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The unpacked linux-image package.
+    pub image: PathBuf,
+    /// netdump.ko for that kernel.
+    pub module: PathBuf,
+    /// crashme.ko for that kernel.
+    pub crashme: PathBuf,
+    /// The static netdump program, run on both sides.
+    pub netdump: PathBuf,
+    /// The static guest_init program.
+    pub guest_init: PathBuf,
+    /// A static busybox.
+    pub busybox: PathBuf,
+    /// The QEMU program.
+    pub qemu: String,
+    /// The guest's network device.
+    pub nic: Nic,
+    /// How it dies.
+    pub crash: Crash,
+    /// What is in its memory.
+    pub fill: Fill,
+    /// Bytes of its memory.
+    pub memory: u64,
+    /// Its CPUs.
+    pub cpus: u32,
+    /// What goes wrong on the wire.
+    pub faults: Faults,
+    /// "kdump" or "elf".
+    pub format: String,
+    /// The kernel with symbols, for the readers.
+    pub vmlinux: Option<PathBuf>,
+    /// A Python that has drgn.
+    pub drgn: Option<PathBuf>,
+    /// The words that start crash.
+    pub crash_reader: Option<String>,
+}
+
+/// What a run has shown; `--json` prints it as the last line.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// "Ok" or the stage that failed.
+    pub verdict: String,
+    /// The verdict with its reason, for people.
+    pub why: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Network device.
+    pub nic: String,
+    /// Crash kind.
+    pub crash: String,
+    /// "kvm" or "tcg".
+    pub accel: String,
+    /// Seed of the pattern and the faults.
+    pub seed: u64,
+    /// Loss asked for on the wire, percent.
+    pub loss_percent: u8,
+    /// Bytes of guest RAM.
+    pub memory_bytes: u64,
+    /// Milliseconds from the start of QEMU to the guest's first program.
+    pub boot_ms: u64,
+    /// Milliseconds from the crash to its first datagram.
+    pub first_packet_ms: Option<u64>,
+    /// Seconds from the first datagram to the last.
+    pub dump_s: f64,
+    /// Bytes of the guest's frames from the crash on.
+    pub wire_bytes: u64,
+    /// Guest RAM divided by the time of the dump, in 10^6 bytes a second.
+    pub memory_mb_s: f64,
+    /// Memory the module holds while armed, as it says itself.
+    pub armed_kib: Option<u64>,
+    /// Pages compared.
+    pub pages_checked: u64,
+    /// Pages that differ and are not listed.
+    pub pages_different: u64,
+    /// Pages on the client's list.
+    pub pages_listed: u64,
+    /// Pages that differ and are listed.
+    pub listed_different: u64,
+    /// The same by kind.
+    pub listed_different_kinds: BTreeMap<String, u64>,
+    /// Pages of the seeded pattern that were checked.
+    pub pattern_pages: u64,
+    /// Tasks each reader listed.
+    pub tasks: BTreeMap<String, usize>,
+    /// Readers that were not run, with the reason.
+    pub skipped: Vec<String>,
+    /// Frames lost by the faults, both directions.
+    pub frames_lost: u64,
+    /// Frames lost because a socket of the harness was full.
+    pub overruns: u64,
+    /// Bytes of the vmcore.
+    pub vmcore_bytes: u64,
+    /// The folder with everything, if it is kept.
+    pub folder: Option<PathBuf>,
+}
+
+/// A stage is given up when nothing moves for this long: the larger of the two, so that slow hosts get their time.
+const QUIET_MIN: Duration = Duration::from_secs(20);
+const QUIET_BOOTS: u32 = 4;
+/// The same before it is known how slow this host is.
+const QUIET_BEFORE_BOOT: Duration = Duration::from_secs(120);
+/// A port or a reboot can lag behind the memory it belongs to by one turn of this loop.
+const TURN: Duration = Duration::from_millis(20);
+
+/// Where a run is; shown to people while it goes on.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// What is happening.
+    pub stage: &'static str,
+    /// Since the start of QEMU.
+    pub elapsed: Duration,
+    /// Bytes of the guest's frames since the crash began.
+    pub wire_bytes: u64,
+}
+
+/// Everything that exists while the guest runs. Fields are dropped in this order: QEMU first.
+struct Machine {
+    vm: Vm,
+    link: Link,
+    server: Server,
+    memory: GuestMemory,
+    stages: Receiver<(Instant, Stage)>,
+    started: Instant,
+}
+
+/// What the guest has said, and when things happened.
+#[derive(Default)]
+struct Story {
+    seen: Observations,
+    boot: Option<Duration>,
+    kernel: String,
+    status: serde_json::Value,
+    pattern: Vec<PatternRun>,
+    facts: Kernel,
+    /// Bytes and frames of the guest when the crash began.
+    before_crash_bytes: u64,
+    crash_dir: Option<PathBuf>,
+    session: Option<Session>,
+}
+
+/// Runs `plan` with all files in `folder`.
+///
+/// # Errors
+/// If the run could not be made at all: a file is missing, QEMU does not start. What the guest, the module or the server
+/// do wrong is a verdict.
+pub fn run(
+    plan: &Plan,
+    seed: u64,
+    folder: &Path,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Report> {
+    let mut machine = start(plan, seed, folder)?;
+    fs::write(folder.join("qemu.txt"), &machine.vm.command_line)?;
+    let mut story = Story::default();
+    follow(&mut machine, &mut story, folder, progress)?;
+    let mut report = Report {
+        seed,
+        ..describe(plan, &story, &machine)
+    };
+    if story.seen.session_final {
+        progress(&Progress {
+            stage: "judging",
+            elapsed: machine.started.elapsed(),
+            wire_bytes: report.wire_bytes,
+        });
+        judge(plan, seed, &mut machine, &mut story, folder, &mut report)?;
+    }
+    let verdict = story.seen.verdict();
+    report.verdict = verdict.name().to_owned();
+    report.why = verdict.to_string();
+    if verdict != Verdict::Ok {
+        fs::write(
+            folder.join("observations.txt"),
+            format!("{:#?}\n", story.seen),
+        )?;
+    }
+    Ok(report)
+}
+
+fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
+    let (kernel, release) = kernel_of(&plan.image)?;
+    let server = Server::start(&plan.netdump, folder, &plan.format)?;
+    let initramfs = folder.join("initramfs.cpio");
+    fs::write(&initramfs, archive(plan, &release, seed, &server.key)?)
+        .context("cannot write the initramfs")?;
+    let accelerator = Accelerator::probe(&plan.qemu, &kernel)?;
+    let memory = GuestMemory::new(plan.memory)?;
+    let (link, wire) = Link::start(server.port, plan.faults, &folder.join("wire.pcap"))?;
+    let (port, guest_port) = UnixStream::pair().context("cannot make the guest's port")?;
+    let guest = Guest {
+        kernel: &kernel,
+        initramfs: &initramfs,
+        console: &folder.join("serial.log"),
+        errors: &folder.join("qemu.log"),
+        cpus: plan.cpus,
+        nic: plan.nic,
+        accelerator,
+    };
+    let started = Instant::now();
+    let vm = Vm::start(&plan.qemu, &guest, &memory, OwnedFd::from(guest_port), wire)?;
+    Ok(Machine {
+        vm,
+        link,
+        server,
+        memory,
+        stages: listen(port),
+        started,
+    })
+}
+
+/// The one kernel of an image package, and its release.
+fn kernel_of(image: &Path) -> Result<(PathBuf, String)> {
+    let boot = image.join("boot");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&boot).with_context(|| {
+        format!(
+            "cannot list {}; is it an unpacked linux-image package?",
+            boot.display()
+        )
+    })? {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if let Some(release) = name.strip_prefix("vmlinuz-") {
+            found.push((path.clone(), release.to_owned()));
+        }
+    }
+    ensure!(
+        found.len() == 1,
+        "{} holds {} kernels instead of one",
+        boot.display(),
+        found.len()
+    );
+    found.pop().context("no kernel")
+}
+
+fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>> {
+    let modules = Modules::open(&plan.image, release)?;
+    let modules = modules.closure(&["virtio_pci", "virtio_console", plan.nic.module()])?;
+    let mut archive = Initramfs::default();
+    for folder in ["bin", "dev", "modules", "proc", "sys"] {
+        archive.directory(folder);
+    }
+    archive.device("dev/console", 5, 1);
+    let programs = [
+        ("init", &plan.guest_init),
+        ("bin/busybox", &plan.busybox),
+        ("bin/netdump", &plan.netdump),
+    ];
+    for (name, path) in programs {
+        let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        archive.file(name, 0o755, &content);
+    }
+    archive.file("netdump.ko", 0o600, &modules::read(&plan.module)?);
+    archive.file("crashme.ko", 0o600, &modules::read(&plan.crashme)?);
+    archive.file(
+        "key",
+        0o600,
+        &fs::read(key).with_context(|| format!("cannot read {}", key.display()))?,
+    );
+    let names = modules
+        .iter()
+        .map(|module| format!("{}.ko", module.name))
+        .collect();
+    for module in &modules {
+        archive.file(&format!("modules/{}.ko", module.name), 0o600, &module.image);
+    }
+    let orders = Orders {
+        modules: names,
+        crash: plan.crash,
+        fill: plan.fill,
+        seed,
+    };
+    archive.file(
+        ORDERS_PATH.trim_start_matches('/'),
+        0o600,
+        &serde_json::to_vec(&orders)?,
+    );
+    Ok(archive.finish())
+}
+
+/// Reads the port in a thread, so that each stage has the time it was told.
+fn listen(port: UnixStream) -> Receiver<(Instant, Stage)> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(port).lines().map_while(Result::ok) {
+            let now = Instant::now();
+            let stage = serde_json::from_str(&line).unwrap_or_else(|error| Stage::Failed {
+                why: format!("a garbled line on the port ({error}): {line:?}"),
+            });
+            if sender.send((now, stage)).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// Follows the guest until its session is over and it has rebooted, or nothing moves any more.
+fn follow(
+    machine: &mut Machine,
+    story: &mut Story,
+    folder: &Path,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<()> {
+    let mut moved = (Instant::now(), (0, 0, 0));
+    loop {
+        machine.server.check()?;
+        let told = hear(machine, story)?;
+        if story.seen.failure.is_some() {
+            return Ok(());
+        }
+        look(machine, story)?;
+        if story.seen.rebooted && story.seen.session_final {
+            return Ok(());
+        }
+        if story.seen.rebooted && !story.seen.armed {
+            story.seen.failure = Some("the guest ended by itself".to_owned());
+            return Ok(());
+        }
+        let marks = (
+            machine.link.counters.guest_frames.load(Ordering::Relaxed),
+            fs::metadata(folder.join("serial.log")).map_or(0, |file| file.len()),
+            story.crash_dir.as_deref().map_or(0, folder_bytes),
+        );
+        if told || marks != moved.1 {
+            moved = (Instant::now(), marks);
+        }
+        let quiet = story
+            .boot
+            .map_or(QUIET_BEFORE_BOOT, |boot| QUIET_MIN.max(boot * QUIET_BOOTS));
+        if moved.0.elapsed() > quiet {
+            return Ok(());
+        }
+        progress(&Progress {
+            stage: stage_name(&story.seen),
+            elapsed: machine.started.elapsed(),
+            wire_bytes: if story.seen.armed {
+                marks_bytes(machine, story)
+            } else {
+                0
+            },
+        });
+        thread::sleep(TURN);
+    }
+}
+
+fn stage_name(seen: &Observations) -> &'static str {
+    match seen {
+        Observations { booted: false, .. } => "booting",
+        Observations { armed: false, .. } => "arming",
+        Observations {
+            first_packet: false,
+            ..
+        } => "crashed, waiting for the first packet",
+        Observations {
+            session_final: false,
+            ..
+        } => "receiving",
+        _ => "waiting for the reboot",
+    }
+}
+
+/// Bytes of the guest's frames since the crash began.
+fn marks_bytes(machine: &Machine, story: &Story) -> u64 {
+    machine
+        .link
+        .counters
+        .guest_bytes
+        .load(Ordering::Relaxed)
+        .saturating_sub(story.before_crash_bytes)
+}
+
+/// Takes what the guest has told; whether there was anything.
+fn hear(machine: &Machine, story: &mut Story) -> Result<bool> {
+    let mut told = false;
+    loop {
+        let (when, stage) = match machine.stages.try_recv() {
+            Ok(told) => told,
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => return Ok(told),
+        };
+        told = true;
+        match stage {
+            Stage::Booted { kernel } => {
+                story.seen.booted = true;
+                story.boot = Some(when - machine.started);
+                story.kernel = kernel;
+            }
+            Stage::Configured { .. } => {}
+            Stage::Armed { status } => story.status = status,
+            Stage::Pattern { pages } => story.pattern = pages,
+            Stage::Kernel(facts) => story.facts = facts,
+            Stage::Crashing => {
+                machine.link.mark(when);
+                story.before_crash_bytes =
+                    machine.link.counters.guest_bytes.load(Ordering::Relaxed);
+                story.seen.armed = true;
+            }
+            Stage::Failed { why } => {
+                story.seen.failure = Some(why);
+                return Ok(told);
+            }
+        }
+    }
+}
+
+/// Looks at the wire, at QEMU and at the server.
+fn look(machine: &mut Machine, story: &mut Story) -> Result<()> {
+    story.seen.first_packet |= story.seen.armed && machine.link.first_datagram().is_some();
+    story.seen.wire_mb = marks_bytes(machine, story) / 1_000_000;
+    story.seen.rebooted = machine.vm.qmp.shutdown()? == Some("guest-reset");
+    if story.seen.first_packet && story.crash_dir.is_none() {
+        story.crash_dir = machine.server.crash_dir()?;
+    }
+    if let Some(folder) = &story.crash_dir {
+        let session = Server::session(folder)?;
+        story.seen.session_final = session.is_final();
+        story.session = Some(session);
+    }
+    Ok(())
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|file| file.len())
+        .sum()
+}
+
+fn describe(plan: &Plan, story: &Story, machine: &Machine) -> Report {
+    let counters = &machine.link.counters;
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let dump_s = machine
+        .link
+        .session_time()
+        .map_or(0.0, |time| time.as_secs_f64());
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Report {
+        kernel: story.kernel.clone(),
+        nic: plan.nic.name().to_owned(),
+        crash: plan.crash.name().to_owned(),
+        accel: machine.vm.accelerator.name().to_owned(),
+        loss_percent: plan.faults.loss_percent,
+        memory_bytes: plan.memory,
+        boot_ms: story.boot.map_or(0, milliseconds),
+        first_packet_ms: machine.link.first_datagram().map(milliseconds),
+        dump_s,
+        wire_bytes: marks_bytes(machine, story),
+        memory_mb_s: if dump_s > 0.0 {
+            megabytes(plan.memory) / dump_s
+        } else {
+            0.0
+        },
+        armed_kib: story
+            .status
+            .get("armed_kib")
+            .and_then(serde_json::Value::as_u64),
+        frames_lost: count(&counters.lost_from_guest) + count(&counters.lost_to_guest),
+        overruns: count(&counters.overruns),
+        ..Report::default()
+    }
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    let exact = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+    f64::from(exact) * 1024.0 / 1e6
+}
+
+/// Compares and reads the vmcore, with the machine paused.
+fn judge(
+    plan: &Plan,
+    seed: u64,
+    machine: &mut Machine,
+    story: &mut Story,
+    folder: &Path,
+    report: &mut Report,
+) -> Result<()> {
+    let (Some(session), Some(crash_dir)) = (&story.session, &story.crash_dir) else {
+        bail!("a session without files")
+    };
+    if session.state != "complete" {
+        let why = session
+            .why
+            .clone()
+            .unwrap_or_else(|| "the server does not say why".to_owned());
+        story.seen.missing = Some(format!("the server calls it {}: {why}", session.state));
+        return Ok(());
+    }
+    if !story.seen.rebooted {
+        machine.vm.qmp.command("stop", &serde_json::json!({}))?;
+    }
+    check_map(machine, folder)?;
+    let vmcore = crash_dir.join("vmcore");
+    report.vmcore_bytes = fs::metadata(&vmcore).map_or(0, |file| file.len());
+    let mut reader = match Reader::open(&vmcore) {
+        Ok(reader) => reader,
+        Err(error) => {
+            story
+                .seen
+                .unreadable
+                .push(("dump".to_owned(), error.to_string()));
+            return Ok(());
+        }
+    };
+    let mut page = |pfn: u64, page: &mut oracle::Page| Ok(reader.read_page(Pfn(pfn), page)?);
+    let kernel = KernelView::new(&machine.memory, &story.facts, plan.cpus);
+    let written = Written::new(&session.written);
+    let comparison = oracle::compare(
+        &machine.memory,
+        &story.facts.ram,
+        &written,
+        &kernel,
+        &mut page,
+    )?;
+    let damage = oracle::pattern_damage(&story.pattern, seed, &mut page)?;
+    write_differences(folder, &comparison)?;
+    report.pages_checked = comparison.checked;
+    report.pages_different = comparison.different;
+    report.pages_listed = comparison.listed;
+    report.listed_different = comparison.listed_different_pages();
+    report
+        .listed_different_kinds
+        .clone_from(&comparison.listed_different);
+    report.pattern_pages = story.pattern.iter().map(|run| run.pages).sum();
+    story.seen.missing = missing(&comparison, report.pattern_pages);
+    let spoiled = damage
+        .first()
+        .map(|what| (0, format!("{} of the pattern, first: {what}", damage.len())));
+    story.seen.mismatch = comparison.examples.first().cloned().or(spoiled);
+    let mut unreadable = read(plan, session, &vmcore, crash_dir, folder, report)?;
+    story.seen.unreadable.append(&mut unreadable);
+    Ok(())
+}
+
+/// What the vmcore or the test itself lacks.
+fn missing(comparison: &Comparison, pattern_pages: u64) -> Option<String> {
+    let Comparison {
+        checked,
+        absent,
+        unreadable,
+        firmware,
+        ..
+    } = comparison;
+    if *absent + *unreadable > 0 {
+        return Some(format!(
+            "{absent} pages are absent and {unreadable} unreadable, of {checked}"
+        ));
+    }
+    if *firmware > FIRMWARE_PAGES_MAX {
+        return Some(format!(
+            "{firmware} pages of QEMU's RAM are not System RAM; the firmware needs fewer"
+        ));
+    }
+    (pattern_pages == 0).then(|| "the guest placed no pattern".to_owned())
+}
+
+/// The harness's map of the guest's RAM must be QEMU's: first and last page of each range.
+fn check_map(machine: &mut Machine, folder: &Path) -> Result<()> {
+    let scratch = folder.join("page");
+    for (start, end) in machine.memory.ranges() {
+        for address in [start, start + (1 << 20), end - 4096] {
+            let saved = machine.vm.saved_page(address, &scratch)?;
+            let mapped = machine.memory.read(address, saved.len());
+            ensure!(
+                mapped == Some(&saved),
+                "QEMU's page at {address:#x} is not the mapped one; memory.rs has the wrong map"
+            );
+        }
+    }
+    fs::remove_file(&scratch).context("cannot remove the scratch page")
+}
+
+fn write_differences(folder: &Path, comparison: &Comparison) -> Result<()> {
+    let lines: Vec<String> = comparison
+        .examples
+        .iter()
+        .map(|(pfn, what)| format!("{pfn:#x}: {what}\n"))
+        .collect();
+    fs::write(folder.join("differences.txt"), lines.concat())
+        .context("cannot write the differences")
+}
+
+/// Lets everybody who reads vmcores and logs read; gives who complains and why.
+fn read(
+    plan: &Plan,
+    session: &Session,
+    vmcore: &Path,
+    crash_dir: &Path,
+    folder: &Path,
+    report: &mut Report,
+) -> Result<Vec<(String, String)>> {
+    let serial = fs::read(folder.join("serial.log")).context("cannot read the serial console")?;
+    let console = readers::console_messages(&String::from_utf8_lossy(&serial));
+    let expected = Expected {
+        function: plan.crash.function(),
+        cpus: plan.cpus,
+        console: &console,
+    };
+    let mut found = Vec::new();
+    let log = fs::read(crash_dir.join("log")).context("cannot read the log of the crash")?;
+    found.extend(
+        readers::judge_log(&String::from_utf8_lossy(&log), &console)
+            .into_iter()
+            .map(|why| ("log".to_owned(), why)),
+    );
+    if (session.cpus, session.cpus_captured) != (plan.cpus, plan.cpus) {
+        let why = format!(
+            "{} of {} CPUs captured, {} exist",
+            session.cpus_captured, session.cpus, plan.cpus
+        );
+        found.push(("session.json".to_owned(), why));
+    }
+    for name in ["drgn", "crash"] {
+        let result = match (name, &plan.vmlinux, &plan.drgn, &plan.crash_reader) {
+            ("drgn", Some(vmlinux), Some(python), _) => readers::drgn(
+                python,
+                vmcore,
+                &[vmlinux, &plan.crashme, &plan.module],
+                &expected,
+            ),
+            ("crash", Some(vmlinux), _, Some(reader)) => {
+                readers::crash(reader, vmcore, vmlinux, &expected)
+            }
+            _ => {
+                report.skipped.push(format!(
+                    "{name}: no kernel with symbols or no path to {name} was given"
+                ));
+                continue;
+            }
+        };
+        match result {
+            Ok((complaints, tasks)) => {
+                report.tasks.insert(name.to_owned(), tasks);
+                found.extend(complaints.into_iter().map(|why| (name.to_owned(), why)));
+            }
+            Err(error) => found.push((name.to_owned(), format!("{error:#}"))),
+        }
+    }
+    Ok(found)
+}

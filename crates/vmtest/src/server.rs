@@ -1,0 +1,167 @@
+//! The real server: a `netdump serve` process on loopback, and the crash directory it fills.
+
+use std::fs::{self, File};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+/// Name of the host in its key.
+const HOST_NAME: &str = "vmtest";
+
+/// A running server; it ends when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    dumpdir: PathBuf,
+    errors: PathBuf,
+    /// UDP port on loopback.
+    pub port: u16,
+    /// The guest's key file.
+    pub key: PathBuf,
+}
+
+/// The parts of `session.json` that are judged.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Session {
+    /// "receiving", "finishing", "complete", "incomplete" or "log-only".
+    pub state: String,
+    /// Why it is not complete.
+    #[serde(default)]
+    pub why: Option<String>,
+    /// Why the kernel died, as the client saw it.
+    #[serde(default)]
+    pub reason: String,
+    /// CPUs online.
+    #[serde(default)]
+    pub cpus: u32,
+    /// CPUs whose registers arrived.
+    #[serde(default)]
+    pub cpus_captured: u32,
+    /// Pages the dump path itself writes: first pfn, pages, kind.
+    #[serde(default)]
+    pub written: Vec<(u64, u64, u32)>,
+}
+
+impl Session {
+    /// Whether nothing more will change.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        !matches!(self.state.as_str(), "receiving" | "finishing")
+    }
+}
+
+impl Server {
+    /// Makes a key and starts `program` as a server with all its files below `folder`.
+    ///
+    /// # Errors
+    /// If the key cannot be made or the process cannot be started.
+    pub fn start(program: &Path, folder: &Path, format: &str) -> Result<Self> {
+        let (keys, dumpdir) = (folder.join("keys"), folder.join("crash"));
+        for path in [&keys, &dumpdir] {
+            fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
+        }
+        let key = keys.join(HOST_NAME);
+        let made = Command::new(program)
+            .args(["key", "new"])
+            .arg(&key)
+            .args(["--host", HOST_NAME])
+            .output()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        ensure!(
+            made.status.success(),
+            "{} key new failed ({}): {}",
+            program.display(),
+            made.status,
+            String::from_utf8_lossy(&made.stderr).trim()
+        );
+        // A port that is free now; should another process take it in between, the server says so and the run fails.
+        let port = UdpSocket::bind("127.0.0.1:0")
+            .and_then(|socket| socket.local_addr())?
+            .port();
+        let errors = folder.join("server.log");
+        let log =
+            File::create(&errors).with_context(|| format!("cannot write {}", errors.display()))?;
+        let child = Command::new(program)
+            .args([
+                "serve",
+                "--listen",
+                &format!("127.0.0.1:{port}"),
+                "--format",
+                format,
+                "--dumpdir",
+            ])
+            .arg(&dumpdir)
+            .arg("--keys")
+            .arg(&keys)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        Ok(Self {
+            child,
+            dumpdir,
+            errors,
+            port,
+            key,
+        })
+    }
+
+    /// Fails if the process has ended, with what it said last.
+    ///
+    /// # Errors
+    /// If the server is gone.
+    pub fn check(&mut self) -> Result<()> {
+        let Some(status) = self.child.try_wait()? else {
+            return Ok(());
+        };
+        let said = fs::read_to_string(&self.errors).unwrap_or_default();
+        let last = said.lines().last().unwrap_or("nothing");
+        anyhow::bail!("netdump serve ended during the run ({status}); it said last: {last}")
+    }
+
+    /// The directory of the only crash, once there is one.
+    ///
+    /// # Errors
+    /// If the dump directory cannot be read, or holds more than one crash.
+    pub fn crash_dir(&self) -> Result<Option<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dumpdir)? {
+            let path = entry?.path();
+            if path.join("session.json").is_file() {
+                found.push(path);
+            }
+        }
+        ensure!(
+            found.len() <= 1,
+            "{} holds {} crashes after one crash",
+            self.dumpdir.display(),
+            found.len()
+        );
+        Ok(found.pop())
+    }
+
+    /// What `session.json` in `crash_dir` says.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn session(crash_dir: &Path) -> Result<Session> {
+        let path = crash_dir.join("session.json");
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is malformed", path.display()))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!(
+                "vmtest: cannot end the server (process {}): {error}",
+                self.child.id()
+            );
+        }
+    }
+}

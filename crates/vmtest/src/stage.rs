@@ -1,0 +1,158 @@
+//! What the guest and the harness tell each other: the guest's orders (a file in its initramfs) and its stages (one JSON
+//! line each on a virtio-serial port, which the kernel never prints to).
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the virtio-serial port that carries the stages.
+pub const PORT_NAME: &str = "vmtest";
+/// Where the orders lie in the initramfs.
+pub const ORDERS_PATH: &str = "/orders.json";
+/// The guest's own address on the wire.
+pub const GUEST_ADDRESS: [u8; 4] = [10, 0, 2, 15];
+/// The address the harness answers for, gateway and server in one.
+pub const SERVER_ADDRESS: [u8; 4] = [10, 0, 2, 2];
+/// The UDP port the guest sends its session to.
+pub const SERVER_PORT: u16 = 6666;
+
+/// What the guest is to do.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Orders {
+    /// Files below /modules, in load order.
+    pub modules: Vec<String>,
+    /// How the kernel is to end.
+    pub crash: Crash,
+    /// What to put into memory before.
+    pub fill: Fill,
+    /// Seed of the pattern and of random memory.
+    pub seed: u64,
+}
+
+/// The ways to end a kernel.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Crash {
+    /// `panic()` in process context.
+    Panic,
+    /// A null pointer is written in process context.
+    Null,
+    /// A null pointer is written in a timer, so in softirq context.
+    OopsSoftirq,
+    /// A null pointer is written in a hardware interrupt.
+    OopsHardirq,
+    /// `BUG()` in process context.
+    Bug,
+    /// `panic()` with interrupts off, on the last CPU.
+    IrqsOff,
+    /// `panic()` while every transmit lock of the NIC is held.
+    NicLocked,
+    /// `panic()` after the last free page has been taken.
+    NoMemory,
+    /// Alt-SysRq-c, by way of /proc/sysrq-trigger.
+    Sysrq,
+}
+
+impl Crash {
+    /// The name used on the command line, in reports, and for `crashme`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::Null => "null",
+            Self::OopsSoftirq => "oops-softirq",
+            Self::OopsHardirq => "oops-hardirq",
+            Self::Bug => "bug",
+            Self::IrqsOff => "irqs-off",
+            Self::NicLocked => "nic-locked",
+            Self::NoMemory => "no-memory",
+            Self::Sysrq => "sysrq",
+        }
+    }
+
+    /// The function that must be on the crashed thread's stack.
+    #[must_use]
+    pub fn function(self) -> &'static str {
+        match self {
+            Self::Panic => "crashme_panic",
+            Self::Null => "crashme_null",
+            Self::OopsSoftirq => "crashme_softirq",
+            Self::OopsHardirq => "crashme_hardirq",
+            Self::Bug => "crashme_bug",
+            Self::IrqsOff => "crashme_irqs_off",
+            Self::NicLocked => "crashme_nic_locked",
+            Self::NoMemory => "crashme_no_memory",
+            Self::Sysrq => "sysrq_handle_crash",
+        }
+    }
+}
+
+/// What lies in the guest's memory when it crashes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fill {
+    /// Only what booting left there; most pages are zero.
+    #[default]
+    Booted,
+    /// Four fifths of the available memory hold copies of programs, modules and text, as on a host at work.
+    Ordinary,
+    /// Four fifths of the available memory hold incompressible words.
+    Random,
+}
+
+/// One line on the port.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "stage")]
+pub enum Stage {
+    /// The first program runs.
+    Booted {
+        /// `uname -r`.
+        kernel: String,
+    },
+    /// The network device is up with its address.
+    Configured {
+        /// Hardware address as the kernel prints it.
+        mac: String,
+    },
+    /// `netdump arm` succeeded.
+    Armed {
+        /// What `netdump status --json` printed.
+        status: serde_json::Value,
+    },
+    /// The pattern is in memory.
+    Pattern {
+        /// Where each page of it is.
+        pages: Vec<PatternRun>,
+    },
+    /// What the kernel says about its memory.
+    Kernel(Kernel),
+    /// The next thing the guest does is to crash.
+    Crashing,
+    /// The guest cannot go on.
+    Failed {
+        /// What went wrong, on one line.
+        why: String,
+    },
+}
+
+/// Consecutive pages of one kind of pattern that are also consecutive in physical memory.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PatternRun {
+    /// "user", "slab" or "vmalloc".
+    pub kind: String,
+    /// Number of the first page in the pattern.
+    pub index: u64,
+    /// Page frame number of the first page.
+    pub pfn: u64,
+    /// How many.
+    pub pages: u64,
+}
+
+/// Facts about the running kernel, from /proc/iomem and /proc/kallsyms.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Kernel {
+    /// "System RAM": first and last byte of each range.
+    pub ram: Vec<(u64, u64)>,
+    /// Physical address of the first byte of the kernel's code.
+    pub code: u64,
+    /// Data symbols: address, size up to the next symbol is left to the reader, name.
+    pub symbols: Vec<(u64, String)>,
+}

@@ -1,0 +1,353 @@
+//! One QEMU: started with everything inherited as open files (RAM, control channel, port, wire), ended with the harness.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use crate::memory::GuestMemory;
+use crate::qmp::Qmp;
+use crate::stage::PORT_NAME;
+
+/// Network devices that QEMU has, stock kernels drive, and netdump can poll.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Nic {
+    /// Paravirtual.
+    VirtioNet,
+    /// Intel 82540EM, PCI.
+    E1000,
+    /// Intel 82574L, PCI Express with MSI-X.
+    E1000e,
+}
+
+impl Nic {
+    /// The name used on the command line and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::VirtioNet => "virtio-net",
+            Self::E1000 => "e1000",
+            Self::E1000e => "e1000e",
+        }
+    }
+
+    /// The kernel module that drives it.
+    #[must_use]
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::VirtioNet => "virtio_net",
+            Self::E1000 => "e1000",
+            Self::E1000e => "e1000e",
+        }
+    }
+
+    fn device(self) -> &'static str {
+        match self {
+            Self::VirtioNet => "virtio-net-pci",
+            Self::E1000 => "e1000",
+            Self::E1000e => "e1000e",
+        }
+    }
+}
+
+/// How QEMU runs the guest's instructions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Accelerator {
+    /// On this host's CPU.
+    Kvm,
+    /// By translation, several times slower.
+    Tcg,
+}
+
+/// What a guest is made of.
+#[derive(Debug)]
+pub struct Guest<'a> {
+    /// The compressed kernel.
+    pub kernel: &'a Path,
+    /// The archive of its first file system.
+    pub initramfs: &'a Path,
+    /// Where its serial console is written.
+    pub console: &'a Path,
+    /// Where QEMU's own complaints are written.
+    pub errors: &'a Path,
+    /// CPUs.
+    pub cpus: u32,
+    /// Network device.
+    pub nic: Nic,
+    /// How to run it.
+    pub accelerator: Accelerator,
+}
+
+/// A running (or paused) machine.
+#[derive(Debug)]
+pub struct Vm {
+    child: Child,
+    /// Its control channel.
+    pub qmp: Qmp,
+    /// How it runs.
+    pub accelerator: Accelerator,
+    /// The command line, for people who want to repeat it.
+    pub command_line: String,
+}
+
+/// A kernel under KVM that works prints its first line in well under a second; nested KVM that does not work hangs for
+/// good somewhere between firmware and kernel.
+const KVM_PROBE_TIMEOUT: Duration = Duration::from_secs(4);
+const PROBE_POLL: Duration = Duration::from_millis(20);
+/// What every kernel prints first.
+const FIRST_LINE: &[u8] = b"Linux version";
+
+impl Accelerator {
+    /// The name used in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+
+    /// KVM if `kernel` prints its first line under it within four seconds, otherwise TCG.
+    ///
+    /// # Errors
+    /// If QEMU itself cannot be started.
+    pub fn probe(qemu: &str, kernel: &Path) -> Result<Self> {
+        if rustix::fs::access(
+            "/dev/kvm",
+            rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK,
+        )
+        .is_err()
+        {
+            return Ok(Self::Tcg);
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut command = Command::new(qemu);
+        command.args([
+            "-nodefaults",
+            "-display",
+            "none",
+            "-machine",
+            "q35",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "max",
+        ]);
+        command
+            .args([
+                "-m",
+                "256M",
+                "-no-reboot",
+                "-append",
+                "console=ttyS0 earlyprintk=serial",
+                "-kernel",
+            ])
+            .arg(kernel);
+        let console = inherit(&mut command, theirs.as_fd())?;
+        command.args([
+            "-chardev",
+            &format!("socket,id=console,fd={console}"),
+            "-serial",
+            "chardev:console",
+        ]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {qemu}; is it installed?"))?;
+        drop((theirs, command));
+        let start = Instant::now();
+        let mut said = Vec::new();
+        let mut ran = false;
+        ours.set_read_timeout(Some(PROBE_POLL))?;
+        while !ran && start.elapsed() < KVM_PROBE_TIMEOUT && child.try_wait()?.is_none() {
+            let mut piece = [0; 1024];
+            let length = io::Read::read(&mut &ours, &mut piece).unwrap_or(0);
+            said.extend_from_slice(&piece[..length]);
+            ran = said
+                .windows(FIRST_LINE.len())
+                .any(|words| words == FIRST_LINE);
+        }
+        child.kill()?;
+        child.wait()?;
+        Ok(if ran { Self::Kvm } else { Self::Tcg })
+    }
+}
+
+impl Vm {
+    /// Starts `guest`. `port` becomes the far end of its stages, `wire` of its network device; both are connected sockets.
+    ///
+    /// The machine stops, with its memory, when the guest reboots or powers off.
+    ///
+    /// # Errors
+    /// If QEMU cannot be started or refuses the machine; the reason is in the error.
+    pub fn start(
+        qemu: &str,
+        guest: &Guest<'_>,
+        memory: &GuestMemory,
+        port: OwnedFd,
+        wire: OwnedFd,
+    ) -> Result<Self> {
+        let (control, qemu_control) = UnixStream::pair().context("cannot make a socket pair")?;
+        let mut command = Command::new(qemu);
+        command.args(machine_arguments(guest, memory.size()));
+        let ram = inherit(&mut command, memory.as_fd())?;
+        command.args([
+            "-object",
+            &format!(
+                "memory-backend-file,id=ram,share=on,size={},mem-path=/proc/self/fd/{ram}",
+                memory.size()
+            ),
+        ]);
+        let control_number = inherit(&mut command, qemu_control.as_fd())?;
+        command.args([
+            "-chardev",
+            &format!("socket,id=control,fd={control_number}"),
+        ]);
+        command.args(["-mon", "chardev=control,mode=control"]);
+        let port_number = inherit(&mut command, port.as_fd())?;
+        command.args([
+            "-chardev",
+            &format!("socket,id=port,fd={port_number}"),
+            "-device",
+            "virtio-serial-pci",
+        ]);
+        command.args([
+            "-device",
+            &format!("virtserialport,chardev=port,name={PORT_NAME}"),
+        ]);
+        let wire_number = inherit(&mut command, wire.as_fd())?;
+        command.args([
+            "-netdev",
+            &format!("dgram,id=wire,local.type=fd,local.str={wire_number}"),
+        ]);
+        command.args([
+            "-device",
+            &format!("{},netdev=wire,romfile=", guest.nic.device()),
+        ]);
+        let errors = fs::File::create(guest.errors)
+            .with_context(|| format!("cannot write {}", guest.errors.display()))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors);
+        let command_line = format!("{command:?}");
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {qemu}; is it installed?"))?;
+        drop((qemu_control, port, wire));
+        let qmp = Qmp::new(control).with_context(|| {
+            let said = fs::read_to_string(guest.errors).unwrap_or_default();
+            format!(
+                "QEMU refused the machine: {}",
+                said.trim().replace('\n', "; ")
+            )
+        })?;
+        Ok(Self {
+            child,
+            qmp,
+            accelerator: guest.accelerator,
+            command_line,
+        })
+    }
+
+    /// The page at physical address `address` as QEMU itself saves it, by way of the file `scratch`.
+    ///
+    /// # Errors
+    /// If QEMU refuses or the file cannot be read.
+    pub fn saved_page(&mut self, address: u64, scratch: &Path) -> Result<Vec<u8>> {
+        let size = crate::pattern::PAGE_SIZE;
+        self.qmp.command(
+            "pmemsave",
+            &json!({ "val": address, "size": size, "filename": scratch }),
+        )?;
+        let page =
+            fs::read(scratch).with_context(|| format!("cannot read {}", scratch.display()))?;
+        ensure!(
+            page.len() == size,
+            "QEMU saved {} bytes of a page at {address:#x}",
+            page.len()
+        );
+        Ok(page)
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!(
+                "vmtest: cannot end QEMU (process {}): {error}",
+                self.child.id()
+            );
+        }
+    }
+}
+
+fn machine_arguments(guest: &Guest<'_>, memory_size: u64) -> Vec<String> {
+    // The kernel waits 90 s before it reboots by itself: longer than any dump that goes well, so that a client that lets
+    // panic() go on is told from one that reboots as the server says.
+    let kernel_command_line = "console=ttyS0,115200 panic=90 printk.time=1";
+    let accelerator = match guest.accelerator {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "tcg,thread=multi",
+    };
+    [
+        "-nodefaults",
+        "-display",
+        "none",
+        "-machine",
+        "q35,memory-backend=ram",
+        "-accel",
+        accelerator,
+        "-cpu",
+        "max",
+        "-smp",
+        &guest.cpus.to_string(),
+        "-m",
+        &format!("{memory_size}b"),
+        "-action",
+        "reboot=shutdown,shutdown=pause",
+        "-kernel",
+        &guest.kernel.to_string_lossy(),
+        "-initrd",
+        &guest.initramfs.to_string_lossy(),
+        "-append",
+        kernel_command_line,
+        "-serial",
+        &format!("file:{}", guest.console.display()),
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// Lets the child keep a copy of `file` open, and gives the number it will have there. The copy dies with the child.
+fn inherit(command: &mut Command, file: BorrowedFd<'_>) -> Result<RawFd> {
+    let copy = file
+        .try_clone_to_owned()
+        .context("cannot duplicate a file for QEMU")?;
+    let number = copy.as_raw_fd();
+    let parent = rustix::process::getpid();
+    // SAFETY: the closure runs between fork and exec and makes only system calls; it owns the file it changes.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::io::fcntl_setfd(&copy, rustix::io::FdFlags::empty())?;
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            // The harness may have died before the signal was asked for.
+            if rustix::process::getppid() == Some(parent) {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        });
+    }
+    Ok(number)
+}
