@@ -285,17 +285,10 @@ fn keep_house(hub: &Arc<Hub>) {
 }
 
 fn tell_progress(hub: &Hub, session: &Session) {
-    let summary = session.content().summary();
-    if summary.pages.total() == 0 {
-        return;
+    let (about, arrived) = (session.about().clone(), session.arrived());
+    if arrived.pages > 0 {
+        hub.events.tell(&Event::Progress { about, arrived });
     }
-    hub.events.tell(&Event::Progress {
-        about: session.about().clone(),
-        pages: summary.pages.total(),
-        ram_pages: summary.ram_pages,
-        bytes: session.spool().bytes(),
-        seconds: session.seconds(),
-    });
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -32,15 +32,11 @@ fn close(hub: &Hub, shared: &Shared, why: Option<String>) {
     dismiss(hub, shared);
     let (about, ended) = {
         let session = lock(shared);
-        let (bytes, seconds) = (session.spool().bytes(), session.seconds());
         let about = session.about().clone();
         let ended = session.content().summary().ended.is_some();
         if ended {
-            hub.events.tell(&Event::Received {
-                about: about.clone(),
-                bytes,
-                seconds,
-            });
+            let (about, arrived) = (about.clone(), session.arrived());
+            hub.events.tell(&Event::Received { about, arrived });
         }
         warn(hub, session.write_file(State::Finishing, why.clone()));
         (about, ended)
@@ -153,9 +149,7 @@ fn conclude(
     };
     let mut file = session.file(state, why.clone());
     file.vmcore.clone_from(&vmcore);
-    let about = session.about().clone();
-    let (pages, ram_pages) = (summary.pages.total(), summary.ram_pages);
-    let (bytes, seconds) = (session.spool().bytes(), session.seconds());
+    let (about, arrived) = (session.about().clone(), session.arrived());
     drop(session);
     warn(hub, dir.write_session(&file));
     if !keep_spool {
@@ -169,16 +163,12 @@ fn conclude(
     hub.events.tell(&match (state, why) {
         (State::Incomplete, Some(why)) => Event::Incomplete {
             about,
+            arrived,
             why,
-            pages,
-            ram_pages,
-            bytes,
         },
         _ => Event::Complete {
             about,
-            pages,
-            bytes,
-            seconds,
+            arrived,
             vmcore_bytes,
         },
     });

@@ -70,37 +70,28 @@ pub enum Event {
         /// Which.
         #[serde(flatten)]
         about: About,
-        /// Pages accounted for.
-        pages: u64,
-        /// Of so many.
-        ram_pages: u64,
-        /// Stream bytes received.
-        bytes: u64,
-        /// Seconds since the first packet.
-        seconds: f64,
+        /// How far it has come.
+        #[serde(flatten)]
+        arrived: Arrived,
     },
-    /// Everything has arrived; the host is told to reboot.
+    /// Everything has arrived and is on disk; the host is told to reboot.
     Received {
         /// Which.
         #[serde(flatten)]
         about: About,
-        /// Stream bytes received.
-        bytes: u64,
-        /// Seconds since the first packet.
-        seconds: f64,
+        /// How much it was.
+        #[serde(flatten)]
+        arrived: Arrived,
     },
-    /// The crash is on disk, whole.
+    /// The crash is on disk with all that was wanted.
     Complete {
         /// Which.
         #[serde(flatten)]
         about: About,
-        /// Pages in the image.
-        pages: u64,
-        /// Stream bytes received.
-        bytes: u64,
-        /// Seconds from first to last packet.
-        seconds: f64,
-        /// The memory image's bytes; 0 when only the log was wanted.
+        /// How much it was.
+        #[serde(flatten)]
+        arrived: Arrived,
+        /// The memory image's bytes.
         vmcore_bytes: u64,
     },
     /// The crash is on disk as far as it came.
@@ -108,14 +99,11 @@ pub enum Event {
         /// Which.
         #[serde(flatten)]
         about: About,
+        /// How far it came.
+        #[serde(flatten)]
+        arrived: Arrived,
         /// What is missing.
         why: String,
-        /// Pages that arrived.
-        pages: u64,
-        /// Of so many.
-        ram_pages: u64,
-        /// Stream bytes received.
-        bytes: u64,
     },
     /// Datagrams were not taken since the last such event.
     Drops {
@@ -140,6 +128,19 @@ pub struct About {
     pub host: String,
     /// The crash's directory.
     pub directory: PathBuf,
+}
+
+/// How much of a crash has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Arrived {
+    /// Pages accounted for.
+    pub pages: u64,
+    /// Pages of memory.
+    pub ram_pages: u64,
+    /// Stream bytes.
+    pub bytes: u64,
+    /// Seconds from the first packet to the last one.
+    pub seconds: f64,
 }
 
 /// Where events go.
@@ -242,22 +243,14 @@ fn progress_due(told: &mut HashMap<SessionId, Instant>, event: &Event) -> bool {
 
 fn show(all: &MultiProgress, bars: &mut HashMap<SessionId, ProgressBar>, event: &Event) {
     match event {
-        Event::Progress {
-            about,
-            pages,
-            ram_pages,
-            bytes,
-            seconds,
-        } => {
+        Event::Progress { about, arrived } => {
             let bar = bars.entry(about.session).or_insert_with(|| {
-                let bar = ProgressBar::new(*ram_pages)
-                    .with_style(bar_style())
-                    .with_prefix(about.host.clone());
-                all.add(bar)
+                let bar = ProgressBar::new(arrived.ram_pages).with_style(bar_style());
+                all.add(bar.with_prefix(about.host.clone()))
             });
-            bar.set_length(*ram_pages);
-            bar.set_position(*pages);
-            bar.set_message(format!("{:.1} MB/s on the wire", rate(*bytes, *seconds)));
+            bar.set_length(arrived.ram_pages);
+            bar.set_position(arrived.pages);
+            bar.set_message(format!("{:.1} MB/s on the wire", arrived.rate()));
             return;
         }
         Event::Received { about, .. }
@@ -295,31 +288,22 @@ fn sentence(event: &Event) -> String {
             keys,
             threads,
             buffer_bytes,
-        } => format!(
-            "listening on {address}: {keys} keys, {threads} threads with {} MiB of buffer each, crashes go to {}",
-            buffer_bytes >> 20,
-            dumpdir.display()
-        ),
+        } => {
+            let (buffer, dumpdir) = (buffer_bytes >> 20, dumpdir.display());
+            format!(
+                "listening on {address}: {keys} keys, {threads} threads with {buffer} MiB each, into {dumpdir}"
+            )
+        }
         Event::Warning { message } => format!("warning: {message}"),
         Event::Session {
             about,
             peer,
-            resumed_bytes: None,
+            resumed_bytes,
         } => {
-            format!(
-                "{about}: crashed, sends from {peer}, goes to {}",
-                about.directory.display()
-            )
-        }
-        Event::Session {
-            about,
-            resumed_bytes: Some(bytes),
-            ..
-        } => {
-            format!(
-                "{about}: goes on after {} in {}",
-                mib(*bytes),
-                about.directory.display()
+            let directory = about.directory.display();
+            resumed_bytes.map_or_else(
+                || format!("{about}: crashed, sends from {peer}, goes to {directory}"),
+                |bytes| format!("{about}: goes on after {} in {directory}", mib(bytes)),
             )
         }
         Event::Verdict {
@@ -330,69 +314,65 @@ fn sentence(event: &Event) -> String {
             verdict,
             why,
         } => {
-            let why = why
-                .as_ref()
-                .map(|why| format!(" ({why})"))
-                .unwrap_or_default();
+            let memory = mib(ram_pages.saturating_mul(PAGE_BYTES as u64));
+            let why = why.as_deref().unwrap_or("there is room");
             format!(
-                "{about}: {reason}, kernel {kernel}, {} of memory; verdict {verdict}{why}",
-                mib(memory(*ram_pages))
+                "{about}: {reason}, kernel {kernel}, {memory} of memory; verdict {verdict} ({why})"
             )
         }
-        Event::Progress {
-            about,
-            pages,
-            ram_pages,
-            bytes,
-            seconds,
-        } => {
-            let percent = pages
-                .saturating_mul(100)
-                .checked_div(*ram_pages)
-                .unwrap_or(0);
-            format!(
-                "{about}: {pages} of {ram_pages} pages ({percent} %), {:.1} MB/s",
-                rate(*bytes, *seconds)
-            )
-        }
-        Event::Received {
-            about,
-            bytes,
-            seconds,
-        } => {
-            format!(
-                "{about}: received {} in {seconds:.1} s ({:.1} MB/s)",
-                mib(*bytes),
-                rate(*bytes, *seconds)
-            )
-        }
+        Event::Progress { about, arrived } => format!("{about}: {arrived}"),
+        Event::Received { about, arrived } => format!("{about}: received {arrived}"),
         Event::Complete {
             about,
-            pages,
-            bytes,
-            seconds,
+            arrived,
             vmcore_bytes,
-        } => format!(
-            "{about}: complete, {pages} pages, {} received in {seconds:.1} s, vmcore of {} in {}",
-            mib(*bytes),
-            mib(*vmcore_bytes),
-            about.directory.display()
-        ),
+        } => {
+            let (vmcore, directory) = (mib(*vmcore_bytes), about.directory.display());
+            format!("{about}: complete, {arrived}; vmcore of {vmcore} in {directory}")
+        }
         Event::Incomplete {
             about,
+            arrived,
             why,
-            pages,
-            ram_pages,
-            bytes,
-        } => format!(
-            "{about}: incomplete, {why}; {pages} of {ram_pages} pages, {} received, kept in {}",
-            mib(*bytes),
-            about.directory.display()
-        ),
+        } => {
+            let directory = about.directory.display();
+            format!("{about}: incomplete, {why}; {arrived}; kept in {directory}")
+        }
         Event::Drops { counts } => counts.to_string(),
         Event::Stopped { unfinished } => {
             format!("stopped; {unfinished} unfinished sessions stay in their spools")
         }
+    }
+}
+
+impl Arrived {
+    /// Megabytes (10^6) a second on the wire.
+    fn rate(&self) -> f64 {
+        if self.seconds > 0.0 {
+            to_f64(self.bytes) / self.seconds / 1e6
+        } else {
+            0.0
+        }
+    }
+}
+
+impl std::fmt::Display for Arrived {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            pages,
+            ram_pages,
+            bytes,
+            seconds,
+        } = self;
+        let percent = pages
+            .saturating_mul(100)
+            .checked_div(*ram_pages)
+            .unwrap_or(0);
+        let (bytes, rate) = (mib(*bytes), self.rate());
+        write!(
+            f,
+            "{pages} of {ram_pages} pages ({percent} %), {bytes} in {seconds:.1} s ({rate:.1} MB/s)"
+        )
     }
 }
 
@@ -406,21 +386,8 @@ fn as_text<S: serde::Serializer>(session: &SessionId, serializer: S) -> Result<S
     serializer.collect_str(session)
 }
 
-fn memory(pages: u64) -> u64 {
-    pages.saturating_mul(PAGE_BYTES as u64)
-}
-
 fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", to_f64(bytes) / f64::from(1 << 20))
-}
-
-/// Megabytes (10^6) a second.
-fn rate(bytes: u64, seconds: f64) -> f64 {
-    if seconds > 0.0 {
-        to_f64(bytes) / seconds / 1e6
-    } else {
-        0.0
-    }
 }
 
 #[expect(

@@ -19,7 +19,7 @@ use proto::wire::{Header, INCARNATION_BYTES, Reject};
 
 use super::content::{Content, Fault, News};
 use super::directory::{CrashDir, LOG_FILE, SESSION_FILE_VERSION, SessionFile, State};
-use super::events::About;
+use super::events::{About, Arrived};
 use super::hold::Held;
 use super::spool::{Origin, Reader, SPOOL_FILE, Spool};
 use crate::key::{HostKey, fill_random};
@@ -340,6 +340,18 @@ impl Session {
     #[must_use]
     pub fn seconds(&self) -> f64 {
         self.came.seconds + self.heard_at.duration_since(self.since).as_secs_f64()
+    }
+
+    /// How far it has come.
+    #[must_use]
+    pub fn arrived(&self) -> Arrived {
+        let summary = self.content.summary();
+        Arrived {
+            pages: summary.pages.total(),
+            ram_pages: summary.ram_pages,
+            bytes: self.spool.bytes(),
+            seconds: self.seconds(),
+        }
     }
 
     /// Bytes of memory that have not arrived yet, if all is wanted: what the disk must have room for.

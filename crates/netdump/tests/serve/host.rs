@@ -1,0 +1,345 @@
+//! A host that crashes on loopback: the real client engine over a real socket, with memory that is computed.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netdump::key::HostKey;
+use proto::arming::{Address, Server};
+use proto::client::{Client, Input, Outcome, PageStatus, Pass, Pool, Start, Step, Want};
+use proto::record::{
+    BLOCK_BYTES, BLOCK_PAGES, CPU_CAPTURED, CPU_CRASHING, Cpu, Hello, RamRange, WrittenRange,
+};
+use proto::time::{Instant as EngineInstant, Micros};
+use proto::units::{ArmingId, PAGE_BYTES, PacketNumber, Pfn, SessionId};
+use zerocopy::{FromZeros as _, IntoBytes as _};
+
+/// The kernel log, newest piece first, as it is sent.
+pub(crate) const TEXT: [&str; 3] = [
+    "Kernel panic - not syncing: test\n",
+    "eth0: link is up\n",
+    "Linux version 6.1.0-test\n",
+];
+/// The State text, in order.
+pub(crate) const STATE: [&str; 2] = ["task:init state:S\n", "Mem-Info:\n"];
+/// Pages before this one belong to the first pass.
+const PRECIOUS_END: u64 = 64;
+const SLOTS: u16 = 64;
+const DATAGRAM_BYTES: usize = 1472;
+
+/// A host with so many pages of RAM in two ranges, about to crash.
+pub(crate) struct Host {
+    /// Its key.
+    pub(crate) key: HostKey,
+    /// Its arming.
+    pub(crate) arming: u64,
+    /// Its ranges of RAM: first page and number.
+    pub(crate) ram: Vec<(u64, u64)>,
+    /// How often this crash was sent before.
+    pub(crate) attempt: u16,
+    /// The first packet number.
+    pub(crate) first: u64,
+    /// Every so many-th packet that is sent is lost on its way.
+    pub(crate) lose_every: Option<u64>,
+    /// It dies after so many packets.
+    pub(crate) packets_max: Option<u64>,
+    /// How long it goes on without a reply.
+    pub(crate) give_up: Duration,
+}
+
+/// What became of a crash.
+pub(crate) struct Sent {
+    /// How the engine ended; `None` if the host died.
+    pub(crate) outcome: Option<Outcome>,
+    /// The first packet number that is free.
+    pub(crate) next_packet: u64,
+    /// All datagrams, as they were sent.
+    pub(crate) datagrams: Vec<Vec<u8>>,
+}
+
+impl Host {
+    /// A host with some 12 MiB of RAM.
+    pub(crate) fn new(key: &HostKey, arming: u64) -> Self {
+        Self {
+            key: key.clone(),
+            arming,
+            ram: vec![(1, 1999), (4096, 1000)],
+            attempt: 0,
+            first: 0,
+            lose_every: None,
+            packets_max: None,
+            give_up: Duration::from_secs(5),
+        }
+    }
+
+    /// Crashes: sends everything to `server`.
+    pub(crate) fn crash(&self, server: SocketAddr) -> Sent {
+        self.crash_with(server, |_| {})
+    }
+
+    /// Crashes, and calls `watch` with the number of packets sent before each one.
+    pub(crate) fn crash_with(&self, server: SocketAddr, watch: impl FnMut(u64)) -> Sent {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(server).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut client = Box::new(Client::new());
+        client.start(
+            EngineInstant::from_micros(0),
+            &self.start(&self.server()),
+            &self.hello(),
+        );
+        let run = Run {
+            host: self,
+            socket,
+            client,
+            pool: Buffers(vec![vec![0; DATAGRAM_BYTES]; usize::from(SLOTS)]),
+            begin: Instant::now(),
+            text: 0,
+            state: 0,
+            datagrams: Vec::new(),
+        };
+        run.run(watch)
+    }
+
+    /// Pages of RAM, all ranges.
+    pub(crate) fn pages(&self) -> u64 {
+        self.ram.iter().map(|(_, pages)| pages).sum()
+    }
+
+    fn server(&self) -> Server {
+        let session = SessionId {
+            key: self.key.id,
+            arming: ArmingId(self.arming),
+        };
+        Server {
+            local: Address::V4([127, 0, 0, 1]),
+            local_port: 6666,
+            remote: Address::V4([127, 0, 0, 1]),
+            remote_port: 6666,
+            next_hop: [2, 0, 0, 0, 0, 2],
+            session,
+            keys: self.key.secret.session_keys(session),
+        }
+    }
+
+    fn start<'a>(&self, server: &'a Server) -> Start<'a> {
+        Start {
+            server,
+            datagram_bytes: DATAGRAM_BYTES,
+            pool_slots: SLOTS,
+            give_up: Micros::from_millis(u64::try_from(self.give_up.as_millis()).unwrap()),
+            first: PacketNumber(self.first),
+            attempt: self.attempt,
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        let mut hello = Hello::new_zeroed();
+        hello.arch = proto::record::ARCH_X86_64.into();
+        hello.page_bytes = 4096.into();
+        hello.cpus = 2.into();
+        hello.ram_pages = self.pages().into();
+        hello.unix_seconds = 1_795_543_320.into();
+        hello.page_offset = 0xffff_8880_0000_0000.into();
+        put(&mut hello.host, self.key.host.as_str());
+        put(&mut hello.release, "6.1.0-test");
+        put(&mut hello.kernel_version, "#1 SMP test");
+        put(&mut hello.reason, "Kernel panic - not syncing: test\n");
+        put(&mut hello.comm, "init");
+        hello
+    }
+}
+
+/// What a page holds: zeros, noise, or text that compresses.
+pub(crate) fn page(pfn: u64) -> [u8; PAGE_BYTES] {
+    let mut page = [0; PAGE_BYTES];
+    match pfn % 4 {
+        0 => {}
+        1 => {
+            let mut state = pfn.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            for byte in &mut page {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                *byte = state.to_le_bytes()[0];
+            }
+        }
+        _ => {
+            let word = pfn.to_le_bytes();
+            page.as_chunks_mut::<8>().0.fill(word);
+        }
+    }
+    page
+}
+
+struct Buffers(Vec<Vec<u8>>);
+
+impl Pool for Buffers {
+    fn buffer(&mut self, slot: u16) -> Option<&mut [u8]> {
+        self.0.get_mut(usize::from(slot)).map(Vec::as_mut_slice)
+    }
+}
+
+struct Run<'a> {
+    host: &'a Host,
+    socket: UdpSocket,
+    client: Box<Client>,
+    pool: Buffers,
+    begin: Instant,
+    text: usize,
+    state: usize,
+    datagrams: Vec<Vec<u8>>,
+}
+
+impl Run<'_> {
+    fn run(mut self, mut watch: impl FnMut(u64)) -> Sent {
+        let outcome = loop {
+            let now = self.now();
+            match self.client.poll(now, &mut self.pool) {
+                Step::Send { slot, len, more } => {
+                    let sent = self.datagrams.len() as u64;
+                    watch(sent);
+                    if self.host.packets_max.is_some_and(|max| sent >= max) {
+                        break None;
+                    }
+                    self.send(slot, len);
+                    if !more {
+                        self.hear(Duration::ZERO);
+                    }
+                }
+                Step::Read(want) => self.answer(want),
+                Step::WaitUntil(at) => self.hear(Duration::from_micros(at.since(now).get())),
+                Step::Finished(outcome) => break Some(outcome),
+            }
+        };
+        Sent {
+            outcome,
+            next_packet: self.client.next_packet().0,
+            datagrams: self.datagrams,
+        }
+    }
+
+    fn now(&self) -> EngineInstant {
+        EngineInstant::from_micros(u64::try_from(self.begin.elapsed().as_micros()).unwrap())
+    }
+
+    fn send(&mut self, slot: u16, len: usize) {
+        let bytes = self.pool.0[usize::from(slot)][..len].to_vec();
+        let lost = self
+            .host
+            .lose_every
+            .is_some_and(|every| self.datagrams.len() as u64 % every == every - 1);
+        if !lost {
+            // A refused port is a server that is being restarted.
+            drop(self.socket.send(&bytes));
+        }
+        self.datagrams.push(bytes);
+    }
+
+    /// Takes what has arrived; if nothing has, waits for it, for `wait` at most. A receive with a timeout would wait for
+    /// a tick of the kernel's clock at least.
+    fn hear(&mut self, wait: Duration) {
+        let mut bytes = [0; 2048];
+        let until = Instant::now() + wait;
+        let mut heard = false;
+        loop {
+            while let Ok(length) = self.socket.recv(&mut bytes) {
+                let now = self.now();
+                // A reply may be late or of a dead server; the engine says which, and nobody here cares.
+                drop(
+                    self.client
+                        .handle(now, Input::Datagram(&mut bytes[..length])),
+                );
+                heard = true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if heard || left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(Duration::from_micros(100)));
+        }
+    }
+
+    fn answer(&mut self, want: Want) {
+        let now = self.now();
+        let scratch = self.client.scratch();
+        let filled = match want {
+            Want::Text => fill(scratch, next(&TEXT, &mut self.text)),
+            Want::Registers(index) if index < 2 => fill(scratch, cpu(index).as_bytes()),
+            Want::Registers(_) => 0,
+            Want::Notes => fill(
+                scratch,
+                b"OSRELEASE=6.1.0-test\nPAGESIZE=4096\nNUMBER(phys_base)=0\n",
+            ),
+            Want::MemoryMap => {
+                let range = |&(first, pages): &(u64, u64)| RamRange {
+                    first: first.into(),
+                    pages: pages.into(),
+                };
+                let ranges: Vec<RamRange> = self.host.ram.iter().map(range).collect();
+                fill(scratch, ranges.as_bytes())
+            }
+            Want::Written => fill(
+                scratch,
+                WrittenRange {
+                    first: 5.into(),
+                    pages: 2.into(),
+                    kind: 1.into(),
+                }
+                .as_bytes(),
+            ),
+            Want::State => fill(scratch, next(&STATE, &mut self.state)),
+            Want::Pages {
+                first, count, pass, ..
+            } => {
+                let mut statuses = [PageStatus::OtherPass; BLOCK_PAGES];
+                for ((Pfn(pfn), place), status) in (first.0..)
+                    .map(Pfn)
+                    .zip(scratch.chunks_mut(PAGE_BYTES))
+                    .zip(&mut statuses)
+                    .take(count.into())
+                {
+                    let precious = pfn < PRECIOUS_END;
+                    *status = if precious != (pass == Pass::Precious) {
+                        PageStatus::OtherPass
+                    } else if pfn == 77 {
+                        PageStatus::Unreadable
+                    } else {
+                        place.copy_from_slice(&page(pfn));
+                        PageStatus::Read
+                    };
+                }
+                self.client
+                    .handle(now, Input::Pages(&statuses[..usize::from(count)]))
+                    .unwrap();
+                return;
+            }
+        };
+        self.client.handle(now, Input::Filled(filled)).unwrap();
+    }
+}
+
+fn next(pieces: &[&'static str], at: &mut usize) -> &'static [u8] {
+    let piece = pieces.get(*at).copied().unwrap_or_default();
+    *at += 1;
+    piece.as_bytes()
+}
+
+fn fill(scratch: &mut [u8; BLOCK_BYTES], bytes: &[u8]) -> usize {
+    scratch[..bytes.len()].copy_from_slice(bytes);
+    bytes.len()
+}
+
+fn put(field: &mut [u8], text: &str) {
+    field[..text.len()].copy_from_slice(text.as_bytes());
+}
+
+fn cpu(number: u32) -> Cpu {
+    let mut cpu = Cpu::new_zeroed();
+    cpu.cpu = number.into();
+    cpu.flags = (CPU_CAPTURED | if number == 0 { CPU_CRASHING } else { 0 }).into();
+    cpu.pid = i32::try_from(number).unwrap().into();
+    cpu.registers[16] = 0xffff_ffff_8100_0000.into();
+    put(&mut cpu.comm, "init");
+    cpu
+}

@@ -1,0 +1,409 @@
+//! `netdump serve` as a process, with real sockets on loopback and the real client engine on the other side.
+
+#[cfg(test)]
+mod host;
+#[cfg(test)]
+mod server;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::net::UdpSocket;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use netdump::key::HostKey;
+    use netdump::serve::events::Events;
+    use netdump::serve::finish::Format;
+    use netdump::serve::hub::Policy;
+    use netdump::serve::{Options, Server as InProcess};
+    use proto::keys::Secret;
+    use proto::reply::Action;
+
+    use crate::host::{Host, Sent, page};
+    use crate::server::{Place, session};
+
+    const LOG: &str = "Linux version 6.1.0-test\neth0: link is up\nKernel panic - not syncing: test\n\
+                       task:init state:S\nMem-Info:\n";
+
+    fn assert_rebooted(sent: &Sent) {
+        let outcome = sent.outcome.unwrap();
+        assert!(outcome.complete);
+        assert_eq!(outcome.action, Action::Reboot);
+    }
+
+    /// Checks every page of a complete crash, its log, and that nothing else is left in its directory.
+    fn assert_whole(crash: &Path, host: &Host) {
+        let file = session(crash);
+        assert_eq!(file["state"], "complete", "{file}");
+        assert_eq!(file["pages"]["unreadable"], 1);
+        assert_eq!(fs::read_to_string(crash.join("log")).unwrap(), LOG);
+        let mut names: Vec<String> = fs::read_dir(crash)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["log", "session.json", "vmcore"]);
+        let mut image = dump::Reader::open(&crash.join("vmcore")).unwrap();
+        assert_eq!(image.cpus().len(), 2);
+        assert!(!image.is_incomplete());
+        let mut bytes = [0; 4096];
+        for pfn in host
+            .ram
+            .iter()
+            .flat_map(|&(first, pages)| first..first + pages)
+        {
+            let state = image.read_page(dump::Pfn(pfn), &mut bytes).unwrap();
+            if pfn == 77 {
+                assert_eq!(state, dump::PageState::Unreadable);
+            } else {
+                assert_eq!(state, dump::PageState::Data);
+                assert!(bytes == page(pfn), "page {pfn}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_crash_arrives_whole() {
+        for format in ["kdump", "elf"] {
+            let (place, key) = Place::new();
+            let server = place.serve(&["--format", format]);
+            let host = Host::new(&key, 1);
+            assert_rebooted(&host.crash(server.address));
+            let complete = server.wait_for("complete");
+            assert_eq!(complete["pages"], host.pages());
+            let crash = &place.crashes()[0];
+            let file = session(crash);
+            assert_eq!(file["host"], "web1");
+            assert_eq!(file["kernel"], "6.1.0-test");
+            assert_eq!(file["reason"], "Kernel panic - not syncing: test");
+            assert_eq!(file["task"]["comm"], "init");
+            assert_eq!(file["cpus_captured"], 2);
+            assert_eq!(file["vmcore"]["format"], format);
+            assert_eq!(file["written"][0], serde_json::json!([5, 2, 1]));
+            assert_whole(crash, &host);
+            server.stop();
+        }
+    }
+
+    #[test]
+    fn lost_packets_are_sent_again() {
+        let (place, key) = Place::new();
+        let server = place.serve(&[]);
+        let host = Host {
+            lose_every: Some(10),
+            ..Host::new(&key, 1)
+        };
+        assert_rebooted(&host.crash(server.address));
+        server.wait_for("complete");
+        assert_whole(&place.crashes()[0], &host);
+    }
+
+    #[test]
+    fn garbage_is_counted_by_reason_and_harms_nobody() {
+        let (place, key) = Place::new();
+        let server = place.serve(&[]);
+        let host = Host::new(&key, 1);
+        let stranger = Host::new(&place.add_key("later"), 1);
+        fs::remove_file(place.keys().join("later")).unwrap();
+        let sink = UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let real = Host {
+            packets_max: Some(1),
+            ..Host::new(&key, 2)
+        }
+        .crash(sink)
+        .datagrams;
+        let strange = Host {
+            packets_max: Some(1),
+            ..stranger
+        }
+        .crash(sink)
+        .datagrams;
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let send = |bytes: &[u8]| socket.send_to(bytes, server.address).unwrap();
+        for bytes in [&[][..], b"x", &real[0][..20], &real[0][..40]] {
+            send(bytes);
+        }
+        for bytes in [
+            &[0; 1400][..],
+            b"6,416,1234,-;netconsole text",
+            &[0xfe; 9000],
+        ] {
+            send(bytes);
+        }
+        let mut flipped = real[0].clone();
+        flipped[100] ^= 1;
+        send(&flipped);
+        send(&strange[0]);
+        assert_rebooted(&host.crash(server.address));
+        server.wait_for("complete");
+        let drops = server.stop();
+        assert_eq!(drops["truncated"], 4, "{drops}");
+        assert_eq!(drops["not_ours"], 3, "{drops}");
+        assert_eq!(drops["bad_seal"], 1, "{drops}");
+        assert_eq!(drops["unknown_key"], 1, "{drops}");
+        assert_whole(&place.crashes()[0], &host);
+    }
+
+    #[test]
+    fn a_wrong_key_makes_no_directory() {
+        let (place, key) = Place::new();
+        let server = place.serve(&[]);
+        let wrong = HostKey {
+            secret: Secret([9; 32]),
+            ..key
+        };
+        let host = Host {
+            give_up: Duration::from_millis(300),
+            ..Host::new(&wrong, 1)
+        };
+        let sent = host.crash(server.address);
+        assert_eq!(sent.outcome.unwrap().action, Action::None);
+        let drops = server.stop();
+        assert!(drops["bad_seal"].as_u64().unwrap() > 0, "{drops}");
+        assert!(place.crashes().is_empty());
+    }
+
+    #[test]
+    fn a_second_crash_of_the_same_host_gets_a_directory_of_its_own() {
+        let (place, key) = Place::new();
+        let server = place.serve(&[]);
+        let hosts = [Host::new(&key, 1), Host::new(&key, 2)];
+        std::thread::scope(|scope| {
+            for host in &hosts {
+                scope.spawn(|| assert_rebooted(&host.crash(server.address)));
+            }
+        });
+        server.wait_for("complete");
+        server.wait_for("complete");
+        assert_eq!(place.crashes().len(), 2);
+        for crash in place.crashes() {
+            assert_whole(&crash, &hosts[0]);
+        }
+    }
+
+    #[test]
+    fn a_killed_server_goes_on_from_the_spool_even_if_that_is_torn() {
+        let (place, key) = Place::new();
+        let mut server = Some(place.serve(&[]));
+        let address = server.as_ref().unwrap().address;
+        let listen = address.to_string();
+        let host = Host::new(&key, 1);
+        let sent = host.crash_with(address, |packets| {
+            if packets == 1500 {
+                server.take().unwrap().kill();
+                let spool = place.crashes()[0].join("spool");
+                let mut bytes = fs::read(&spool).unwrap();
+                bytes.extend_from_slice(&[7; 1000]);
+                fs::write(&spool, bytes).unwrap();
+                server = Some(place.serve_at(&listen, &[]));
+            }
+        });
+        assert_rebooted(&sent);
+        let server = server.unwrap();
+        server.wait_for("complete");
+        assert_eq!(place.crashes().len(), 1);
+        assert_whole(&place.crashes()[0], &host);
+    }
+
+    #[test]
+    fn a_server_that_was_stopped_goes_on_too() {
+        let (place, key) = Place::new();
+        let mut server = Some(place.serve(&[]));
+        let address = server.as_ref().unwrap().address;
+        let host = Host::new(&key, 1);
+        let sent = host.crash_with(address, |packets| {
+            if packets == 1500 {
+                server.take().unwrap().stop();
+                server = Some(place.serve_at(&address.to_string(), &[]));
+            }
+        });
+        assert_rebooted(&sent);
+        server.unwrap().wait_for("complete");
+        assert_whole(&place.crashes()[0], &host);
+    }
+
+    #[test]
+    fn replayed_packets_of_a_finished_crash_begin_nothing_even_after_a_restart() {
+        let (place, key) = Place::new();
+        let server = place.serve(&[]);
+        let sent = Host::new(&key, 1).crash(server.address);
+        server.wait_for("complete");
+        server.stop();
+        let server = place.serve(&[]);
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for datagram in sent.datagrams.iter().take(20) {
+            socket.send_to(datagram, server.address).unwrap();
+        }
+        // A client that lost the last reply is told again.
+        let host = Host {
+            attempt: 1,
+            first: sent.next_packet,
+            ..Host::new(&key, 1)
+        };
+        assert_eq!(
+            host.crash(server.address).outcome.unwrap().action,
+            Action::Reboot
+        );
+        server.stop();
+        assert_eq!(place.crashes().len(), 1);
+    }
+
+    #[test]
+    fn a_client_that_starts_over_loses_nothing() {
+        let (place, key) = Place::new();
+        let server = place.serve(&[]);
+        let dying = Host {
+            packets_max: Some(1000),
+            ..Host::new(&key, 1)
+        };
+        let sent = dying.crash(server.address);
+        let host = Host {
+            attempt: 1,
+            first: sent.next_packet,
+            ..Host::new(&key, 1)
+        };
+        assert_rebooted(&host.crash(server.address));
+        let incomplete = server.wait_for("incomplete");
+        assert_eq!(incomplete["why"], "the client started over");
+        server.wait_for("complete");
+        let crashes = place.crashes();
+        assert_eq!(crashes.len(), 2);
+        assert_eq!(session(&crashes[0])["state"], "incomplete");
+        assert_whole(&crashes[1], &host);
+    }
+
+    #[test]
+    fn a_host_that_dies_is_kept_as_far_as_it_came() {
+        let (place, key) = Place::new();
+        let options = Options {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            dumpdir: place.dumps(),
+            keys: place.keys(),
+            format: Format::Kdump,
+            policy: Policy::Full,
+            threads: 2,
+            silence: Duration::from_millis(300),
+        };
+        let server = InProcess::start(&options, Events::new(false)).unwrap();
+        let host = Host {
+            packets_max: Some(1000),
+            ..Host::new(&key, 1)
+        };
+        assert!(host.crash(server.address()).outcome.is_none());
+        let crash = place.crashes().remove(0);
+        let mut tries = 0;
+        while session(&crash)["state"] != "incomplete" {
+            std::thread::sleep(Duration::from_millis(50));
+            tries += 1;
+            assert!(tries < 100, "{}", session(&crash));
+        }
+        server.stop();
+        let file = session(&crash);
+        assert_eq!(file["why"], "nothing was heard for 0.3 s");
+        assert!(file["vmcore"]["pages_lost"].as_u64().unwrap() > 0);
+        assert!(
+            fs::read_to_string(crash.join("log"))
+                .unwrap()
+                .contains("Kernel panic")
+        );
+        let image = dump::Reader::open(&crash.join("vmcore-incomplete")).unwrap();
+        assert!(image.is_incomplete());
+        assert!(!crash.join("spool").exists());
+    }
+
+    #[test]
+    fn log_only_keeps_log_and_registers() {
+        let (place, key) = Place::new();
+        let server = place.serve(&["--verdict", "log-only"]);
+        assert_rebooted(&Host::new(&key, 1).crash(server.address));
+        server.wait_for("complete");
+        let crash = &place.crashes()[0];
+        let file = session(crash);
+        assert_eq!(file["state"], "log-only", "{file}");
+        assert_eq!(file["pages"]["data"], 0);
+        assert_eq!(fs::read_to_string(crash.join("log")).unwrap(), LOG);
+        let image = dump::Reader::open(&crash.join("vmcore-incomplete")).unwrap();
+        assert!(image.cpus().iter().all(|cpu| cpu.registers.is_some()));
+    }
+
+    #[test]
+    fn verdict_reboot_lets_the_host_go_at_once() {
+        let (place, key) = Place::new();
+        let server = place.serve(&["--verdict", "reboot"]);
+        let sent = Host::new(&key, 1).crash(server.address);
+        assert_eq!(sent.outcome.unwrap().action, Action::Reboot);
+        assert!(sent.datagrams.len() < 100);
+        server.wait_for("incomplete");
+        assert_eq!(session(&place.crashes()[0])["state"], "incomplete");
+    }
+
+    #[test]
+    fn a_key_that_is_added_later_needs_no_restart() {
+        let (place, _) = Place::new();
+        let server = place.serve(&[]);
+        let host = Host::new(&place.add_key("db1"), 1);
+        assert_rebooted(&host.crash(server.address));
+        server.wait_for("complete");
+        assert_whole(&place.crashes()[0], &host);
+    }
+
+    #[test]
+    fn what_keeps_a_server_from_starting_is_said_in_one_line() {
+        let (place, _) = Place::new();
+        let server = place.serve(&[]);
+        let listen = server.address.to_string();
+        let (other, _) = Place::new();
+        let text = other.refuse(&listen, &[]);
+        assert!(
+            text.contains(&format!("cannot listen on {listen}")) && text.contains("in use"),
+            "{text}"
+        );
+        let text = place.refuse("127.0.0.1:0", &[]);
+        assert!(
+            text.contains("another netdump serve uses the dump directory"),
+            "{text}"
+        );
+
+        let (place, _) = Place::new();
+        fs::write(place.dumps(), "a file").unwrap();
+        let text = place.refuse("127.0.0.1:0", &[]);
+        assert!(text.contains("cannot make the dump directory"), "{text}");
+
+        let (place, _) = Place::new();
+        fs::remove_file(place.keys().join("web1")).unwrap();
+        let text = place.refuse("127.0.0.1:0", &[]);
+        assert!(
+            text.contains("no usable key") && text.contains("netdump key new"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn two_hosts_cannot_be_confused() {
+        let (place, key) = Place::new();
+        let other = place.add_key("web2");
+        let server = place.serve(&[]);
+        let hosts = [
+            Host::new(&key, 1),
+            Host {
+                ram: vec![(2, 1500)],
+                ..Host::new(&other, 1)
+            },
+        ];
+        std::thread::scope(|scope| {
+            for host in &hosts {
+                scope.spawn(|| assert_rebooted(&host.crash(server.address)));
+            }
+        });
+        server.wait_for("complete");
+        server.wait_for("complete");
+        for (crash, host) in place.crashes().iter().zip(&hosts) {
+            assert_eq!(session(crash)["host"], host.key.host.as_str());
+            assert_whole(crash, host);
+        }
+    }
+}

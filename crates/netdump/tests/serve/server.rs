@@ -1,0 +1,167 @@
+//! A `netdump serve` process of a test: started, listened to, ended.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use netdump::key::{HostKey, HostName};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Directories of one test.
+pub(crate) struct Place {
+    dir: TempDir,
+}
+
+/// A running server.
+pub(crate) struct Server {
+    child: Child,
+    events: Receiver<Value>,
+    /// Where it receives.
+    pub(crate) address: SocketAddr,
+}
+
+impl Place {
+    /// A place with one host's key.
+    pub(crate) fn new() -> (Self, HostKey) {
+        let place = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir(place.keys()).unwrap();
+        let key = place.add_key("web1");
+        (place, key)
+    }
+
+    /// Makes a key for `host` in the key directory.
+    pub(crate) fn add_key(&self, host: &str) -> HostKey {
+        let key = HostKey::random(HostName::new(host).unwrap()).unwrap();
+        key.store(&self.keys().join(host)).unwrap();
+        key
+    }
+
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.dir.path().join("keys")
+    }
+
+    pub(crate) fn dumps(&self) -> PathBuf {
+        self.dir.path().join("crash")
+    }
+
+    /// The crash directories, by name.
+    pub(crate) fn crashes(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.dumps())
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let mut crashes: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+        crashes.sort();
+        crashes
+    }
+
+    /// The command line of a server here.
+    pub(crate) fn command(&self, listen: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_netdump"));
+        command
+            .args(["serve", "--json", "--listen", listen])
+            .args(more);
+        command
+            .arg("--dumpdir")
+            .arg(self.dumps())
+            .arg("--keys")
+            .arg(self.keys());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts a server at a free port.
+    pub(crate) fn serve(&self, more: &[&str]) -> Server {
+        self.serve_at("127.0.0.1:0", more)
+    }
+
+    /// Starts a server.
+    pub(crate) fn serve_at(&self, listen: &str, more: &[&str]) -> Server {
+        let mut child = self.command(listen, more).spawn().unwrap();
+        let (sender, events) = channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if sender.send(serde_json::from_str(&line).unwrap()).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut server = Server {
+            child,
+            events,
+            address: "127.0.0.1:0".parse().unwrap(),
+        };
+        let listening = server.wait_for("listening");
+        server.address = listening["address"].as_str().unwrap().parse().unwrap();
+        server
+    }
+
+    /// Runs a server that must fail to start; returns its stderr.
+    pub(crate) fn refuse(&self, listen: &str, more: &[&str]) -> String {
+        let mut child = self.command(listen, more).spawn().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        let mut text = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text
+    }
+}
+
+impl Server {
+    /// The next event of this kind. Panics when it does not come soon.
+    pub(crate) fn wait_for(&self, kind: &str) -> Value {
+        loop {
+            let event = self
+                .events
+                .recv_timeout(Duration::from_secs(10))
+                .unwrap_or_else(|_| panic!("no {kind} event came"));
+            if event["event"] == kind {
+                return event;
+            }
+        }
+    }
+
+    /// Ends it as an administrator would; returns the drop counts it told last.
+    pub(crate) fn stop(mut self) -> Value {
+        let killed = Command::new("kill")
+            .arg(self.child.id().to_string())
+            .status()
+            .unwrap();
+        assert!(killed.success());
+        assert!(self.child.wait().unwrap().success());
+        let drops = self.events.iter().filter(|event| event["event"] == "drops");
+        drops.last().unwrap_or(Value::Null)
+    }
+
+    /// Kills it, so that it can do nothing more.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Already ended in most tests; in one that panicked nothing may stay behind.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The `session.json` of a crash directory.
+pub(crate) fn session(crash: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(crash.join("session.json")).unwrap()).unwrap()
+}
