@@ -44,11 +44,6 @@ pub(crate) fn tree() -> PathBuf {
         .map_or_else(|| package.clone(), PathBuf::from)
 }
 
-/// Cargo's target directory for this run.
-pub(crate) fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| tree().join("target"), PathBuf::from)
-}
-
 /// Makes a fresh directory `out/<kind>/<words>-<seconds since 1970>` for the artefacts of one run.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Running other programs, with errors that name the program and what it said.
 
-use std::io::stderr;
+use std::io::{BufRead as _, BufReader, stderr};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -13,6 +13,24 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
         .stdout(stderr())
+        .status()
+        .with_context(|| format!("cannot start {}", words(command)))?;
+    if !status.success() {
+        bail!(
+            "{} ended with {status}; its messages are above",
+            words(command)
+        );
+    }
+    Ok(())
+}
+
+/// Runs a program whose standard output is this one's.
+///
+/// # Errors
+/// It cannot be started or does not succeed.
+pub(crate) fn pass(command: &mut Command) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
         .status()
         .with_context(|| format!("cannot start {}", words(command)))?;
     if !status.success() {
@@ -41,6 +59,34 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     }
     let name = words(command);
     String::from_utf8(output.stdout).with_context(|| format!("{name} did not print UTF-8"))
+}
+
+/// Runs a program, shows its standard output on standard error as it comes, and returns it with
+/// whether the program succeeded.
+///
+/// # Errors
+/// It cannot be started or does not print UTF-8.
+pub(crate) fn tee(command: &mut Command) -> Result<(bool, String)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", words(command)))?;
+    let output = child
+        .stdout
+        .take()
+        .with_context(|| format!("{} has no output", words(command)))?;
+    let mut text = String::new();
+    for line in BufReader::new(output).lines() {
+        let line = line.with_context(|| format!("{} did not print UTF-8", words(command)))?;
+        eprintln!("{line}");
+        text.push_str(&line);
+        text.push('\n');
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("cannot wait for {}", words(command)))?;
+    Ok((status.success(), text))
 }
 
 /// The command as a person would type it, shortened where it gets long.

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::lock::{Kernel, Lock, Package};
-use crate::{apt, output, packages};
+use crate::{apt, output, packages, tools};
 
 /// The package that depends on the newest kernel of a suite.
 const META_PACKAGE: &str = "linux-image-amd64";
@@ -42,6 +42,7 @@ pub(crate) fn list() -> Result<()> {
 /// # Errors
 /// Something cannot be fetched or unpacked.
 pub(crate) fn fetch() -> Result<()> {
+    tools::ensure()?;
     for kernel in packages::kernels()? {
         for path in [
             packages::image(&kernel.release)?,

@@ -23,6 +23,14 @@ pub(crate) fn kernels() -> Result<Vec<Kernel>> {
     Ok(Lock::read()?.kernels)
 }
 
+/// The kernel of a line (`6.1`) or release.
+///
+/// # Errors
+/// There is none in `kernels.lock`; the error lists what there is.
+pub(crate) fn kernel(wanted: &str) -> Result<Kernel> {
+    Ok(Lock::read()?.kernel(wanted)?.clone())
+}
+
 /// The unpacked image package of a kernel: `boot/vmlinuz-<release>` and `lib/modules/<release>`.
 ///
 /// # Errors

@@ -15,8 +15,8 @@ use crate::cache;
 
 /// Folders that hold no source of ours.
 const SKIPPED_FOLDERS: [&str; 4] = [".git", "node_modules", "out", "target"];
-const SOURCE_ENDINGS: [&str; 9] = [
-    ".c", ".h", ".py", ".rs", ".sh", ".toml", "Kbuild", "Makefile", "run",
+const SOURCE_ENDINGS: [&str; 10] = [
+    ".c", ".h", ".py", ".rs", ".sh", ".toml", "Kbuild", "Makefile", "linker", "run",
 ];
 const TEXT_ENDINGS: [&str; 7] = [".conf", ".css", ".html", ".js", ".json", ".lock", ".md"];
 

@@ -9,21 +9,17 @@ use crate::{command, output};
 
 /// What every task here needs: a C compiler, the pinned kernels' own (`gcc-12`), and what their
 /// build programs and this crate run.
-const TOOLS: [&str; 14] = [
+const TOOLS: [&str; 10] = [
     "binutils",
     "busybox-static",
-    "bzip2",
     "ca-certificates",
-    "dpkg-dev",
     "gcc",
     "gcc-12",
-    "iproute2",
     "libc6-dev",
     "libelf-dev",
     "make",
     "python3-venv",
     "qemu-system-x86",
-    "xz-utils",
 ];
 
 /// Installs what is missing of [`TOOLS`]; does nothing when all is there.

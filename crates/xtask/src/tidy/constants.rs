@@ -68,27 +68,30 @@ fn constants(text: &str) -> Vec<(&str, &str)> {
     text.lines().filter_map(constant).collect()
 }
 
-/// Line number, name and value of each row under the heading.
+/// Line number, name and value of each row under the heading, without the table's own heading.
 fn rows(text: &str) -> Vec<(usize, &str, &str)> {
-    let is_heading = |line: &str| line.starts_with('#');
+    let lines: Vec<&str> = text.lines().collect();
     let mut within = false;
     let mut rows = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        if is_heading(line) {
-            within = line.trim_start_matches('#').trim().ends_with(HEADING);
+    for (index, line) in lines.iter().enumerate() {
+        if line.starts_with('#') {
+            within = line.trim_end().ends_with(HEADING);
         }
+        let next = lines.get(index + 1).copied().unwrap_or_default();
+        let is_heading = next.replace(' ', "").starts_with("|---");
         let mut cells = line.split('|').map(|cell| cell.trim().trim_matches('`'));
         let (Some(""), Some(name), Some(value)) = (cells.next(), cells.next(), cells.next()) else {
             continue;
         };
-        let is_name = name
-            .chars()
-            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
-        if within && is_name && !name.is_empty() {
-            rows.push((number + 1, name, value));
+        if within && !is_heading && !name.is_empty() && name.chars().all(is_of_constant) {
+            rows.push((index + 1, name, value));
         }
     }
     rows
+}
+
+fn is_of_constant(c: char) -> bool {
+    c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'
 }
 
 /// The value of sums, differences, products, quotients and shifts of literals and constants.
@@ -161,7 +164,7 @@ fn a_wrong_constant_is_seen() {
     let source = "pub const PORT: u16 = 6666;\npub const BLOCK: usize = 8 * (PAGE - 1) + 1;\n\
                   pub const PAGE: usize = 4_096;\npub const SIZE: usize = size_of::<X>();\n\
                   pub const FIXED: usize = size_of::<Y>();\nconst _: () = assert!(FIXED == 24);\n";
-    let document = "| PORT | 1 |\n## 9. Constants\n| name | value |\n| --- | --- |\n| `PORT` | 6667 | x |\n\
+    let document = "| PORT | 1 |\n## 9. Constants\n| NAME | value |\n| --- | --- |\n| `PORT` | 6667 | x |\n\
                     | BLOCK | 32761 |\n| PAGE | 4096 |\n| GONE | 1 |\n| SIZE | 8 |\n| FIXED | 24 |\n\
                     ## Next\n| PORT | 2 |\n";
     let files = [

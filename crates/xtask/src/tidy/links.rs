@@ -9,7 +9,9 @@ use crate::cache;
 fn dead_links(files: &[File], exists: impl Fn(&Path) -> bool) -> Vec<String> {
     let mut complaints = Vec::new();
     for file in files.iter().filter(|file| file.path.ends_with(".md")) {
-        let folder = Path::new(&file.path).parent().unwrap_or(Path::new(""));
+        let folder = Path::new(&file.path)
+            .parent()
+            .unwrap_or_else(|| Path::new(""));
         for (number, line) in file.text.lines().enumerate() {
             for target in targets(line) {
                 if !exists(&folder.join(target)) {

@@ -1,0 +1,348 @@
+//! `cargo xtask test` and `cargo xtask ci`: everything that must hold, cheap first.
+//!
+//! A failing step does not hide later ones. Nothing is skipped silently: what is skipped is
+//! counted and says why.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::kmod::{self, Variant};
+use crate::vm::{self, Guest};
+use crate::{cache, command, output, packages, toolchain, tools};
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Lane {
+    /// A person: everything.
+    Test,
+    /// The same, and the run must leave the tree as it was.
+    Ci,
+}
+
+/// How many checks a step made, and what is worth saying about them.
+#[derive(Debug, Default, PartialEq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    note: String,
+}
+
+struct Step {
+    name: String,
+    work: Box<dyn FnOnce() -> Result<Tally>>,
+}
+
+struct Done {
+    name: String,
+    tally: Tally,
+    time: Duration,
+}
+
+/// Runs every step and prints the table and the closing line; `symbols` reads every guest's vmcore
+/// with its kernel's symbols, not only one of each kernel's.
+///
+/// # Errors
+/// A step failed.
+pub(crate) fn run(lane: Lane, symbols: bool) -> Result<()> {
+    let before = (lane == Lane::Ci).then(tree_state).transpose()?;
+    let mut done: Vec<Done> = steps(symbols).into_iter().map(finish).collect();
+    if let Some(before) = before {
+        done.push(finish(step("tree unchanged", move || {
+            tree_unchanged(&before)
+        })));
+    }
+    println!("\n{}", output::table(&rows(&done)));
+    let sum = |count: fn(&Tally) -> u64| done.iter().map(|done| count(&done.tally)).sum::<u64>();
+    let failed = sum(|tally| tally.failed);
+    let (passed, skipped) = (sum(|tally| tally.passed), sum(|tally| tally.skipped));
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    ensure!(
+        failed == 0,
+        "not everything holds: the table above names the steps"
+    );
+    Ok(())
+}
+
+fn steps(symbols: bool) -> Vec<Step> {
+    let mut steps = vec![
+        step("tools", || tools::ensure().map(|()| Tally::passed(""))),
+        step("fmt", || cargo(&["fmt", "--all", "--check"])),
+        step("tidy", || tests(&["test", "-p", "xtask", "tidy"])),
+        step("clippy", || {
+            cargo(&["clippy", "--workspace", "--all-targets", "--", "-Dwarnings"])
+        }),
+        step("clippy bare", clippy_bare),
+        step("doc", doc),
+        step("unit", || {
+            tests(&["test", "--workspace", "--exclude", "sim", "--no-fail-fast"])
+        }),
+        step("sim", || {
+            tests(&["test", "--profile", "sim", "-p", "sim", "--no-fail-fast"])
+        }),
+    ];
+    match packages::kernels() {
+        Ok(kernels) => steps.extend(kernels.into_iter().map(|kernel| {
+            let name = format!("kmod {}", kernel.name);
+            step(&name, move || {
+                kmod::check(&kernel.release).map(|()| Tally::passed(""))
+            })
+        })),
+        Err(error) => steps.push(step("kmod", move || Err(error))),
+    }
+    steps.extend(guests().into_iter().map(|guest| guest_step(guest, symbols)));
+    steps
+}
+
+/// The fast lane: both kernels, two cards, two ways to crash, and a wire that loses.
+fn guests() -> [Guest; 3] {
+    let guest = |kernel: &str, nic: &str, crash: &str| Guest {
+        kernel: kernel.into(),
+        nic: nic.into(),
+        crash: crash.into(),
+        memory: "512M".into(),
+        cpus: 2,
+        ..Guest::default()
+    };
+    [
+        Guest {
+            symbols: true,
+            ..guest("6.1", "virtio-net", "panic")
+        },
+        guest("6.12", "e1000", "oops-softirq"),
+        Guest {
+            loss: Some(5),
+            seed: Some(1),
+            ..guest("6.1", "e1000e", "panic")
+        },
+    ]
+}
+
+fn guest_step(guest: Guest, symbols: bool) -> Step {
+    let loss = guest
+        .loss
+        .map_or(String::new(), |percent| format!(" {percent}% loss"));
+    let name = format!("vm {} {} {}{loss}", guest.kernel, guest.nic, guest.crash);
+    step(&name, move || {
+        let guest = Guest {
+            symbols: guest.symbols || symbols,
+            ..guest
+        };
+        let (found, folder) = vm::judge(&guest, Variant::Product)?;
+        ensure!(
+            found.verdict == "Ok",
+            "verdict {}: see {}",
+            found.why,
+            folder.display()
+        );
+        // Gigabytes in a few runs; a good run can be repeated by its options.
+        fs::remove_dir_all(&folder)?;
+        let (checked, listed) = (found.pages_checked, found.pages_listed);
+        let mut note = format!(
+            "{checked} pages checked, {listed} listed, {:.1} s",
+            found.dump_s
+        );
+        for reason in &found.skipped {
+            note += &format!("; skipped: {reason}");
+        }
+        let skipped = found.skipped.len().try_into()?;
+        Ok(Tally {
+            passed: 1,
+            failed: 0,
+            skipped,
+            note,
+        })
+    })
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<Tally> + 'static) -> Step {
+    Step {
+        name: name.to_owned(),
+        work: Box::new(work),
+    }
+}
+
+fn finish(step: Step) -> Done {
+    eprintln!("\n=== {}", step.name);
+    let started = Instant::now();
+    let tally = (step.work)().unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        Tally {
+            failed: 1,
+            note: format!("{error:#}"),
+            ..Tally::default()
+        }
+    });
+    let time = started.elapsed();
+    let outcome = if tally.failed > 0 { "FAILED" } else { "ok" };
+    eprintln!("=== {}: {outcome} ({})", step.name, output::seconds(time));
+    Done {
+        name: step.name,
+        tally,
+        time,
+    }
+}
+
+fn rows(done: &[Done]) -> Vec<Vec<String>> {
+    let heading = ["step", "time", "passed", "failed", "skipped", ""]
+        .map(str::to_owned)
+        .to_vec();
+    let row = |done: &Done| {
+        let tally = &done.tally;
+        let counts = [tally.passed, tally.failed, tally.skipped].map(|count| count.to_string());
+        let mut row = vec![done.name.clone(), output::seconds(done.time)];
+        row.extend(counts);
+        row.push(tally.note.clone());
+        row
+    };
+    std::iter::once(heading)
+        .chain(done.iter().map(row))
+        .collect()
+}
+
+impl Tally {
+    fn passed(note: &str) -> Self {
+        Self {
+            passed: 1,
+            note: note.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+fn cargo(arguments: &[&str]) -> Result<Tally> {
+    let mut cargo = Command::new("cargo");
+    command::run(cargo.args(arguments).current_dir(cache::tree()))?;
+    Ok(Tally::passed(""))
+}
+
+fn doc() -> Result<Tally> {
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]);
+    command::run(
+        cargo
+            .env("RUSTDOCFLAGS", "-Dwarnings")
+            .current_dir(cache::tree()),
+    )?;
+    Ok(Tally::passed(""))
+}
+
+/// `proto` must build where the kernel side runs: without `std`.
+fn clippy_bare() -> Result<Tally> {
+    let flags = format!("--sysroot {}", toolchain::sysroot()?.display());
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "clippy",
+        "-p",
+        "proto",
+        "--target",
+        "x86_64-unknown-none",
+        "--",
+        "-Dwarnings",
+    ]);
+    command::run(cargo.env("RUSTFLAGS", flags).current_dir(cache::tree()))?;
+    Ok(Tally::passed(""))
+}
+
+fn tests(arguments: &[&str]) -> Result<Tally> {
+    let mut cargo = Command::new("cargo");
+    let (succeeded, text) = command::tee(cargo.args(arguments).current_dir(cache::tree()))?;
+    let mut tally = count_tests(&text);
+    if !succeeded && tally.failed == 0 {
+        tally.failed = 1;
+        tally.note = "the tests did not build or did not end".to_owned();
+    }
+    ensure!(tally.passed + tally.failed > 0, "no test ran");
+    Ok(tally)
+}
+
+/// Sums the lines `test result: ok. 3 passed; 0 failed; 1 ignored; ...` and names what is ignored.
+fn count_tests(text: &str) -> Tally {
+    let mut tally = Tally::default();
+    let mut ignored = Vec::new();
+    for line in text.lines() {
+        if let Some((test, reason)) = line.split_once(" ... ignored") {
+            ignored.push(format!("{}{reason}", test.trim_start_matches("test ")));
+        }
+        let Some(result) = line.strip_prefix("test result: ") else {
+            continue;
+        };
+        for part in result.split(['.', ';']) {
+            let Some((count, what)) = part.trim().split_once(' ') else {
+                continue;
+            };
+            let Ok(count) = count.parse::<u64>() else {
+                continue;
+            };
+            match what {
+                "passed" => tally.passed += count,
+                "failed" => tally.failed += count,
+                "ignored" => tally.skipped += count,
+                _ => {}
+            }
+        }
+    }
+    if !ignored.is_empty() {
+        tally.note = format!("skipped: {}", ignored.join("; "));
+    }
+    tally
+}
+
+fn tree_state() -> Result<String> {
+    command::capture(
+        Command::new("git")
+            .args(["status", "--porcelain"])
+            .current_dir(cache::tree()),
+    )
+}
+
+fn tree_unchanged(before: &str) -> Result<Tally> {
+    let after = tree_state()?;
+    let changed: Vec<&str> = after
+        .lines()
+        .filter(|line| !before.contains(line))
+        .collect();
+    ensure!(
+        changed.is_empty(),
+        "the run changed the tree: {}",
+        changed.join(", ")
+    );
+    Ok(Tally::passed(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_results_are_summed_and_ignored_tests_named() {
+        let text = "test a::b ... ignored, needs a network\n\
+                    test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s\n\
+                    noise 7 passed\n\
+                    test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s\n";
+        let expected = Tally {
+            passed: 7,
+            failed: 1,
+            skipped: 1,
+            note: "skipped: a::b, needs a network".to_owned(),
+        };
+        assert_eq!(count_tests(text), expected);
+    }
+
+    #[test]
+    fn a_failing_step_is_counted_and_says_why() {
+        let done = finish(step("x", || anyhow::bail!("because")));
+        assert_eq!(
+            (done.tally.failed, done.tally.note.as_str()),
+            (1, "because")
+        );
+    }
+}

@@ -1,0 +1,292 @@
+//! `cargo xtask vm`: one guest with a stock kernel, armed, crashed and judged.
+//!
+//! This gathers everything a run needs; the `vmtest` program, which never downloads or builds,
+//! does the run.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use crate::kmod::{self, Variant};
+use crate::{cache, command, output, packages, tools};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The guest, its network, its end, and how closely to look.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Guest {
+    /// Line or release of the kernel, see `cargo xtask kernels list`.
+    #[arg(long, default_value = "6.1")]
+    pub(crate) kernel: String,
+    /// The network card: virtio-net, e1000, e1000e.
+    #[arg(long, default_value = "virtio-net")]
+    pub(crate) nic: String,
+    /// How the kernel ends: panic, oops-softirq, sysrq and others; a wrong name lists them.
+    #[arg(long, default_value = "panic")]
+    pub(crate) crash: String,
+    /// Memory of the guest, with K, M or G.
+    #[arg(long, default_value = "768M")]
+    pub(crate) memory: String,
+    /// CPUs of the guest.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) cpus: u32,
+    /// Datagrams lost on the wire, in percent, both ways.
+    #[arg(long)]
+    pub(crate) loss: Option<u32>,
+    /// Seed of the losses and of the pattern in memory.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// What fills memory before the crash: booted, ordinary, random.
+    #[arg(long)]
+    pub(crate) fill: Option<String>,
+    /// Format of the vmcore: kdump, elf.
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+    /// Read the vmcore with the kernel's symbols in drgn and crash too.
+    #[arg(long)]
+    pub(crate) symbols: bool,
+}
+
+impl Default for Guest {
+    /// What `cargo xtask vm` without options runs.
+    fn default() -> Self {
+        Self {
+            kernel: "6.1".into(),
+            nic: "virtio-net".into(),
+            crash: "panic".into(),
+            memory: "768M".into(),
+            cpus: 3,
+            loss: None,
+            seed: None,
+            fill: None,
+            format: None,
+            symbols: false,
+        }
+    }
+}
+
+/// What `vmtest` found, of which only what is used here.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Judgement {
+    /// `Ok`, or the stage the run failed at.
+    pub(crate) verdict: String,
+    /// The verdict with its reason.
+    pub(crate) why: String,
+    /// Pages compared with QEMU's memory.
+    pub(crate) pages_checked: u64,
+    /// Pages that the dump path writes, which may differ.
+    pub(crate) pages_listed: u64,
+    /// Seconds from the first datagram to the last.
+    pub(crate) dump_s: f64,
+    /// Memory the module held while armed.
+    pub(crate) armed_kib: Option<u64>,
+    /// Checks that were not made, with the reason.
+    pub(crate) skipped: Vec<String>,
+}
+
+/// A run that is ready to start: everything it needs is there.
+pub(crate) struct Run {
+    command: Command,
+    /// Where its artefacts go.
+    pub(crate) folder: PathBuf,
+}
+
+struct Binaries {
+    vmtest: PathBuf,
+    guest_init: PathBuf,
+    netdump: PathBuf,
+}
+
+/// `cargo xtask vm`: standard output is `vmtest`'s own, so that with `json` its last line is the
+/// result.
+///
+/// # Errors
+/// Something cannot be fetched or built, or the verdict is not Ok.
+pub(crate) fn run(guest: &Guest, json: bool) -> Result<()> {
+    let mut run = prepare(guest, Variant::Product)?;
+    if json {
+        run.command.arg("--json");
+    }
+    let result = command::pass(&mut run.command);
+    eprintln!("artefacts: {}", run.folder.display());
+    result.context("the guest's dump is not good")
+}
+
+/// Runs a guest and returns the judgement, good or bad.
+///
+/// # Errors
+/// Something cannot be fetched or built, or `vmtest` gives no judgement.
+pub(crate) fn judge(guest: &Guest, variant: Variant) -> Result<(Judgement, PathBuf)> {
+    let mut run = prepare(guest, variant)?;
+    let (_status, text) = command::tee(run.command.arg("--json"))?;
+    let line = text.lines().next_back().unwrap_or_default();
+    let judgement = serde_json::from_str(line)
+        .with_context(|| format!("vmtest's last line is not its judgement: `{line}`"))?;
+    Ok((judgement, run.folder))
+}
+
+/// Runs a guest for people to watch and returns where its artefacts are.
+///
+/// # Errors
+/// Something cannot be fetched or built, or the verdict is not Ok.
+pub(crate) fn show(guest: &Guest) -> Result<PathBuf> {
+    let mut run = prepare(guest, Variant::Product)?;
+    let folder = run.folder;
+    command::pass(&mut run.command)
+        .with_context(|| format!("the guest's dump is not good: see {}", folder.display()))?;
+    Ok(folder)
+}
+
+fn prepare(guest: &Guest, variant: Variant) -> Result<Run> {
+    tools::ensure()?;
+    let kernel = packages::kernel(&guest.kernel)?;
+    let release = kernel.release.as_str();
+    let image = packages::image(release)?;
+    let modules = kmod::build(release, variant)?;
+    let binaries = binaries()?;
+    let folder = cache::artefacts(
+        "vm",
+        &format!("{}-{}-{}", kernel.name, guest.nic, guest.crash),
+    )?;
+    let mut command = Command::new(&binaries.vmtest);
+    command.arg("run").arg("--image").arg(image);
+    command
+        .arg("--module")
+        .arg(modules.netdump)
+        .arg("--crashme")
+        .arg(modules.crashme);
+    command
+        .arg("--netdump")
+        .arg(&binaries.netdump)
+        .arg("--guest-init")
+        .arg(&binaries.guest_init);
+    command.arg("--keep").arg(&folder);
+    command.args(guest.options());
+    if guest.symbols {
+        command.arg("--vmlinux").arg(packages::vmlinux(release)?);
+        command
+            .arg("--crash-reader")
+            .arg(packages::crash_reader()?.join(" "));
+        command.arg("--drgn").arg(packages::drgn()?);
+    }
+    Ok(Run { command, folder })
+}
+
+impl Guest {
+    /// The options that `vmtest` shares with this program.
+    fn options(&self) -> Vec<String> {
+        let mut options = Vec::new();
+        let mut option = |name: &str, value: Option<String>| {
+            options.extend(
+                value
+                    .map(|value| [format!("--{name}"), value])
+                    .into_iter()
+                    .flatten(),
+            );
+        };
+        option("nic", Some(self.nic.clone()));
+        option("crash", Some(self.crash.clone()));
+        option("memory", Some(self.memory.clone()));
+        option("cpus", Some(self.cpus.to_string()));
+        option("loss", self.loss.map(|percent| percent.to_string()));
+        option("seed", self.seed.map(|seed| seed.to_string()));
+        option("fill", self.fill.clone());
+        option("format", self.format.clone());
+        options
+    }
+}
+
+/// Builds what runs in the guest and beside it. Static, because the guest has no libraries.
+fn binaries() -> Result<Binaries> {
+    let _step = output::step("building netdump, vmtest and the guest's first program");
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "build",
+        "--release",
+        "--target",
+        TARGET,
+        "-p",
+        "netdump",
+        "-p",
+        "vmtest",
+        "--bins",
+    ]);
+    cargo
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit());
+    cargo
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .current_dir(cache::tree());
+    let messages = command::capture(&mut cargo)?;
+    Ok(Binaries {
+        vmtest: executable(&messages, "vmtest")?,
+        guest_init: executable(&messages, "guest_init")?,
+        netdump: executable(&messages, "netdump")?,
+    })
+}
+
+/// Finds a program among cargo's messages, which know where cargo puts things whatever the
+/// configuration says.
+fn executable(messages: &str, name: &str) -> Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+    }
+    let paths = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable);
+    let mut named = paths.filter(|path| path.file_name().is_some_and(|found| found == name));
+    named
+        .next()
+        .with_context(|| format!("cargo built no program `{name}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        guest: Guest,
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_passed_on() {
+        let plain = Line::parse_from(["vm", "--nic", "e1000e", "--loss", "5"]).guest;
+        let expected = "--nic e1000e --crash panic --memory 768M --cpus 3 --loss 5";
+        assert_eq!(plain.options().join(" "), expected);
+    }
+
+    #[test]
+    fn the_defaults_are_the_same_in_both_places() {
+        let parsed = Line::parse_from(["vm"]).guest;
+        assert_eq!(format!("{parsed:?}"), format!("{:?}", Guest::default()));
+    }
+
+    #[test]
+    fn a_program_is_found_where_cargo_says() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+                        {\"reason\":\"compiler-artifact\",\"executable\":\"/x/vmtest\"}\n";
+        assert_eq!(
+            executable(messages, "vmtest").unwrap(),
+            PathBuf::from("/x/vmtest")
+        );
+        assert!(executable(messages, "netdump").is_err());
+    }
+
+    #[test]
+    fn a_judgement_is_read_whatever_else_it_holds() {
+        let line = r#"{"verdict":"Ok","why":"Ok","pages_checked":5,"pages_listed":1,"other":[1],
+            "dump_s":1.5,"armed_kib":null,"skipped":[]}"#;
+        let judgement: Judgement = serde_json::from_str(line).unwrap();
+        assert_eq!(
+            (judgement.verdict.as_str(), judgement.pages_checked),
+            ("Ok", 5)
+        );
+    }
+}
