@@ -12,6 +12,7 @@ use proto::record::{
 };
 use proto::time::{Instant as EngineInstant, Micros};
 use proto::units::{ArmingId, PAGE_BYTES, PacketNumber, Pfn, SessionId};
+use proto::wire::Reject;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 /// The kernel log, newest piece first, as it is sent.
@@ -58,12 +59,12 @@ pub(crate) struct Sent {
 }
 
 impl Host {
-    /// A host with some 12 MiB of RAM.
+    /// A host with some 4 MiB of RAM: about 800 packets.
     pub(crate) fn new(key: &HostKey, arming: u64) -> Self {
         Self {
             key: key.clone(),
             arming,
-            ram: vec![(1, 1999), (4096, 1000)],
+            ram: vec![(1, 699), (4096, 300)],
             attempt: 0,
             first: 0,
             lose_every: None,
@@ -245,11 +246,16 @@ impl Run<'_> {
         loop {
             while let Ok(length) = self.socket.recv(&mut bytes) {
                 let now = self.now();
-                // A reply may be late or of a dead server; the engine says which, and nobody here cares.
-                drop(
-                    self.client
-                        .handle(now, Input::Datagram(&mut bytes[..length])),
-                );
+                let taken = self
+                    .client
+                    .handle(now, Input::Datagram(&mut bytes[..length]));
+                // A reply may be late, or of a server that is dead, but never broken.
+                if let Err(reject) = taken {
+                    assert!(
+                        matches!(reject, Reject::Stale | Reject::OtherSession),
+                        "{reject:?}"
+                    );
+                }
                 heard = true;
             }
             let left = until.saturating_duration_since(Instant::now());

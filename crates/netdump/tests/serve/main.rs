@@ -193,7 +193,7 @@ mod tests {
         let listen = address.to_string();
         let host = Host::new(&key, 1);
         let sent = host.crash_with(address, |packets| {
-            if packets == 1500 {
+            if packets == 400 {
                 server.take().unwrap().kill();
                 let spool = place.crashes()[0].join("spool");
                 let mut bytes = fs::read(&spool).unwrap();
@@ -216,7 +216,7 @@ mod tests {
         let address = server.as_ref().unwrap().address;
         let host = Host::new(&key, 1);
         let sent = host.crash_with(address, |packets| {
-            if packets == 1500 {
+            if packets == 400 {
                 server.take().unwrap().stop();
                 server = Some(place.serve_at(&address.to_string(), &[]));
             }
@@ -257,7 +257,7 @@ mod tests {
         let (place, key) = Place::new();
         let server = place.serve(&[]);
         let dying = Host {
-            packets_max: Some(1000),
+            packets_max: Some(400),
             ..Host::new(&key, 1)
         };
         let sent = dying.crash(server.address);
@@ -290,7 +290,7 @@ mod tests {
         };
         let server = InProcess::start(&options, Events::new(false)).unwrap();
         let host = Host {
-            packets_max: Some(1000),
+            packets_max: Some(400),
             ..Host::new(&key, 1)
         };
         assert!(host.crash(server.address()).outcome.is_none());
@@ -390,7 +390,7 @@ mod tests {
         let hosts = [
             Host::new(&key, 1),
             Host {
-                ram: vec![(2, 1500)],
+                ram: vec![(2, 500)],
                 ..Host::new(&other, 1)
             },
         ];
