@@ -1061,11 +1061,11 @@ static void nd_hooks_stop(void)
 	unregister_nmi_handler(NMI_LOCAL, "netdump");
 }
 
-static void nd_disarm(enum nd_state state)
+/* Gives back all that was taken, but for what the core remembers. */
+static void nd_release(enum nd_state state)
 {
 	WRITE_ONCE(nd.state, state);
 	nd_hooks_stop();
-	nd_core_disarm();
 	if (nd.device)
 		dev_put(nd.device);
 	nd.device = NULL;
@@ -1074,6 +1074,12 @@ static void nd_disarm(enum nd_state state)
 	kvfree(nd.captured);
 	nd.captured = NULL;
 	nd.slots = 0;
+}
+
+static void nd_disarm(enum nd_state state)
+{
+	nd_release(state);
+	nd_core_disarm();
 }
 
 static int nd_take(const struct nd_arming *arming)
@@ -1122,7 +1128,7 @@ static int nd_command(const u8 *message, size_t bytes)
 	memset(nd.message, 0, sizeof(nd.message));
 	switch (nd_core_command(message, bytes, &arming, nd.message)) {
 	case ND_COMMAND_ARM:
-		nd_disarm(ND_IDLE);
+		nd_release(ND_IDLE);
 		return nd_arm(&arming);
 	case ND_COMMAND_DISARM:
 		nd_disarm(ND_IDLE);
