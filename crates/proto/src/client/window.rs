@@ -206,7 +206,9 @@ impl Window {
     pub(super) fn sent_new(&mut self, now: Instant, bytes: usize) {
         let number = self.next;
         if self.is_empty() {
+            // Whatever probes came before, this packet's timeout is a first one.
             self.timer_from = now;
+            self.backoff = 0;
         }
         let order = self.count_send();
         let bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
