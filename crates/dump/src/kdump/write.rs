@@ -46,8 +46,10 @@ pub enum Compression {
 }
 
 impl Default for Compression {
+    /// Of pages with data, one core takes about 700 MB/s at zstd level -1 and 450 at level 1, for a
+    /// file that is a tenth larger.
     fn default() -> Self {
-        Self::Zstd { level: 1 }
+        Self::Zstd { level: -1 }
     }
 }
 

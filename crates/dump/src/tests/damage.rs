@@ -23,7 +23,8 @@ fn read_all(path: &Path) -> Result<(), DumpError> {
     let mut result = Ok(());
     // Not the ranges the file claims: a changed one may claim 256 TiB.
     for pfn in (0..16).chain([u64::MAX / 4096, u64::MAX]) {
-        result = result.and(reader.read_page(Pfn(pfn), &mut page).map(drop));
+        let read = reader.read_page(Pfn(pfn), &mut page).map(drop);
+        result = result.and(read);
     }
     result
 }
