@@ -5,7 +5,9 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Datagrams a batch holds.
-pub const CAPACITY: usize = 128;
+pub const CAPACITY: usize = COUNT as usize;
+/// The same as the C interface wants it.
+const COUNT: libc::c_uint = 128;
 /// Bytes of one buffer: a frame of the largest MTU used here (1500) with its headers, and room.
 pub const BUFFER_SIZE: usize = 2048;
 
@@ -49,14 +51,14 @@ impl Batch {
                 iov_len: space.len(),
             }
         });
-        let mut headers = vectors.each_mut().map(|vector| header(vector));
+        let mut headers = vectors.each_mut().map(header);
         // SAFETY: each header points to one vector and each vector to a part of a buffer of ours with its true length; all
         // live until the call returns, and the count is the number of headers.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
                 headers.as_mut_ptr(),
-                CAPACITY as libc::c_uint,
+                COUNT,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -108,7 +110,7 @@ pub fn send(socket: &impl AsFd, datagrams: &[&[u8]]) -> io::Result<usize> {
             iov_len: bytes.len(),
         }
     });
-    let mut headers = vectors.each_mut().map(|vector| header(vector));
+    let mut headers = vectors.each_mut().map(header);
     let mut sent = 0;
     while sent < datagrams.len() {
         let rest = &mut headers[sent..datagrams.len()];

@@ -23,5 +23,6 @@ pub mod readers;
 pub mod run;
 pub mod server;
 pub mod stage;
+pub mod table;
 pub mod verdict;
 pub mod vm;

@@ -241,18 +241,18 @@ impl Switch {
                 .map(|poll| poll.revents().contains(PollFlags::IN))
                 .collect();
             if ready[0] {
-                self.from_guest(&mut batch)
+                self.carry_out(&mut batch)
                     .context("cannot carry the guest's frames")?;
             }
             for (index, _) in ready[1..].iter().enumerate().filter(|(_, ready)| **ready) {
-                self.from_server(index, &mut batch)
+                self.carry_in(index, &mut batch)
                     .context("cannot carry the server's replies")?;
             }
         }
         self.capture.flush().context("cannot write the capture")
     }
 
-    fn from_guest(&mut self, batch: &mut Batch) -> Result<()> {
+    fn carry_out(&mut self, batch: &mut Batch) -> Result<()> {
         let count = batch.receive(&self.wire, 0)?;
         let now = SystemTime::now();
         let mut waiting: [&[u8]; CAPACITY] = [&[]; CAPACITY];
@@ -310,7 +310,7 @@ impl Switch {
         Ok(())
     }
 
-    fn from_server(&mut self, flow: usize, batch: &mut Batch) -> Result<()> {
+    fn carry_in(&mut self, flow: usize, batch: &mut Batch) -> Result<()> {
         let count = match batch.receive(&self.flows[flow].socket, UDP_HEADERS) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => 0,

@@ -9,8 +9,9 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmtest::link::Faults;
-use vmtest::run::{Plan, Progress, Report, run};
+use vmtest::run::{Plan, Progress, run};
 use vmtest::stage::{Crash, Fill};
+use vmtest::table::Table;
 use vmtest::vm::Nic;
 
 /// Boots a stock kernel in QEMU, crashes it, and judges what netdump received.
@@ -115,7 +116,7 @@ fn execute(options: &Options) -> Result<bool> {
     bar.finish_and_clear();
     let good = report.verdict == "Ok";
     report.folder = folder.close(good)?;
-    print_table(&report);
+    print!("{}", Table(&report));
     if options.json {
         println!("{}", serde_json::to_string(&report)?);
     }
@@ -243,7 +244,7 @@ impl Shown {
         }
         let (since, bytes) = *self
             .sample
-            .get_or_insert((Instant::now(), progress.wire_bytes));
+            .get_or_insert_with(|| (Instant::now(), progress.wire_bytes));
         let passed = since.elapsed();
         if passed > Duration::from_millis(500) {
             let milliseconds = u64::try_from(passed.as_millis()).unwrap_or(1);
@@ -261,81 +262,5 @@ impl Shown {
         };
         bar.set_message(format!("{}{wire}", progress.stage));
         bar.tick();
-    }
-}
-
-fn print_table(report: &Report) {
-    let first = report
-        .first_packet_ms
-        .map_or_else(|| "-".to_owned(), |time| format!("{time} ms"));
-    let kinds: Vec<String> = report
-        .listed_different_kinds
-        .iter()
-        .map(|(kind, pages)| format!("{kind} {pages}"))
-        .collect();
-    let rows = [
-        ("verdict", report.why.clone()),
-        ("kernel", format!("{} ({})", report.kernel, report.accel)),
-        (
-            "crash",
-            format!(
-                "{} on {}, {} % loss, seed {}",
-                report.crash, report.nic, report.loss_percent, report.seed
-            ),
-        ),
-        ("boot", format!("{} ms", report.boot_ms)),
-        ("first packet", first),
-        (
-            "dump",
-            format!(
-                "{:.2} s, {:.0} MB/s of memory",
-                report.dump_s, report.memory_mb_s
-            ),
-        ),
-        (
-            "wire",
-            format!(
-                "{} bytes, {} frames lost, {} overrun",
-                report.wire_bytes, report.frames_lost, report.overruns
-            ),
-        ),
-        ("vmcore", format!("{} bytes", report.vmcore_bytes)),
-        (
-            "pages",
-            format!(
-                "{} compared, {} different",
-                report.pages_checked, report.pages_different
-            ),
-        ),
-        (
-            "listed",
-            format!(
-                "{} pages, {} different: {}",
-                report.pages_listed,
-                report.listed_different,
-                kinds.join(", ")
-            ),
-        ),
-        ("pattern", format!("{} pages", report.pattern_pages)),
-        (
-            "tasks",
-            report
-                .tasks
-                .iter()
-                .map(|(reader, tasks)| format!("{reader} {tasks} "))
-                .collect(),
-        ),
-        ("not run", report.skipped.join("; ")),
-        (
-            "files",
-            report
-                .folder
-                .as_ref()
-                .map(|path| path.display().to_string())
-                .unwrap_or_default(),
-        ),
-    ];
-    for (name, value) in rows.iter().filter(|(_, value)| !value.is_empty()) {
-        println!("{name:>13}  {value}");
     }
 }

@@ -1,0 +1,53 @@
+//! A run's report as people read it: a row a fact.
+
+use std::fmt::{self, Display, Formatter};
+
+use crate::run::Report;
+
+/// Prints as rows of a name and a value; what a run did not get to has no row.
+#[derive(Debug)]
+pub struct Table<'a>(pub &'a Report);
+
+impl Display for Table<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self(report) = self;
+        row(f, "verdict", &report.why)?;
+        row(f, "kernel", &format!("{} ({})", report.kernel, report.accel))?;
+        let (loss, seed) = (report.loss_percent, report.seed);
+        row(f, "crash", &format!("{} on {}, {loss} % loss, seed {seed}", report.crash, report.nic))?;
+        row(f, "boot", &format!("{} ms", report.boot_ms))?;
+        if let Some(time) = report.first_packet_ms {
+            row(f, "first packet", &format!("{time} ms after the crash"))?;
+            dump_rows(f, report)?;
+        }
+        if report.pages_checked > 0 {
+            page_rows(f, report)?;
+        }
+        row(f, "not run", &report.skipped.join("; "))?;
+        let folder = report.folder.as_ref().map(|path| path.display().to_string());
+        row(f, "files", &folder.unwrap_or_default())
+    }
+}
+
+fn row(f: &mut Formatter<'_>, name: &str, value: &str) -> fmt::Result {
+    if value.is_empty() { Ok(()) } else { writeln!(f, "{name:>13}  {value}") }
+}
+
+fn dump_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
+    row(f, "dump", &format!("{:.2} s, {:.0} MB/s of memory", report.dump_s, report.memory_mb_s))?;
+    let (lost, overruns) = (report.frames_lost, report.overruns);
+    row(f, "wire", &format!("{} bytes, {lost} frames lost, {overruns} overrun", report.wire_bytes))?;
+    row(f, "vmcore", &format!("{} bytes", report.vmcore_bytes))
+}
+
+fn page_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
+    let (checked, different) = (report.pages_checked, report.pages_different);
+    row(f, "pages", &format!("{checked} compared, {different} different"))?;
+    let kinds: Vec<String> =
+        report.listed_different_kinds.iter().map(|(kind, pages)| format!("{kind} {pages}")).collect();
+    let (listed, changed) = (report.pages_listed, report.listed_different);
+    row(f, "listed", &format!("{listed} pages, {changed} different: {}", kinds.join(", ")))?;
+    row(f, "pattern", &format!("{} pages", report.pattern_pages))?;
+    let tasks: Vec<String> = report.tasks.iter().map(|(reader, tasks)| format!("{reader} {tasks}")).collect();
+    row(f, "tasks", &tasks.join(", "))
+}
