@@ -20,8 +20,9 @@ pub mod signal;
 pub mod socket;
 pub mod spool;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -178,8 +179,14 @@ fn claim(dumpdir: &Path) -> Result<File> {
     fs::create_dir_all(dumpdir)
         .with_context(|| format!("cannot make the dump directory {show}"))?;
     let path = dumpdir.join(LOCK_FILE);
-    let file = File::create(&path)
-        .with_context(|| format!("the dump directory {show} cannot be written"))?;
+    // The directory may be writable by all (Debian's /var/crash is): a link planted there is not followed.
+    let opened = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path);
+    let file = opened.with_context(|| format!("the dump directory {show} cannot be written"))?;
     let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
     ensure!(
         locked.is_ok(),
@@ -239,7 +246,7 @@ fn resume(hub: &Arc<Hub>, dir: CrashDir, file: &SessionFile) -> Result<()> {
     let key = hub
         .key(id.key)
         .ok_or_else(|| anyhow!("the key {} of {} is not there", file.key, file.host))?;
-    let (session, due) = Session::resume(&key, dir, file, &hub.held_bytes)?;
+    let (session, due) = Session::resume(&key, dir, file, &hub.held_bytes, &hub.stop)?;
     hub.events.tell(&Event::Session {
         about: session.about().clone(),
         peer: session.peer(),

@@ -3,9 +3,10 @@
 //! `session.json` is replaced as a whole (write aside, sync, rename), so a reader, or a server that was killed, finds
 //! either the old one or the new one.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -14,6 +15,7 @@ use proto::units::{ArmingId, KeyId, SessionId};
 use serde::{Deserialize, Serialize};
 
 use super::content::Summary;
+use super::session::Want;
 use crate::key::HostName;
 use crate::time::utc_compact;
 
@@ -55,6 +57,9 @@ pub struct SessionFile {
     pub version: u32,
     /// Where the session stands.
     pub state: State,
+    /// What was wanted of the client, once that was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Want>,
     /// Why it is incomplete or log-only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -95,7 +100,7 @@ pub struct Vmcore {
 
 impl CrashDir {
     /// Makes the directory of a crash of `host` at `time`. A second crash in the same second gets the suffix `-2`, and
-    /// so on.
+    /// so on. Only its owner may look into it: a memory image holds every secret of its host.
     pub fn create(dumpdir: &Path, host: &HostName, time: SystemTime) -> Result<Self> {
         let name = format!("{host}-{}", utc_compact(time));
         for number in 1..=SAME_SECOND_MAX {
@@ -105,7 +110,7 @@ impl CrashDir {
                 format!("-{number}")
             };
             let path = dumpdir.join(format!("{name}{suffix}"));
-            match fs::create_dir(&path) {
+            match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => {
                     sync_dir(dumpdir)?;
                     return Ok(Self { path });
@@ -271,6 +276,7 @@ mod tests {
         let mut session = SessionFile {
             version: SESSION_FILE_VERSION,
             state: State::Receiving,
+            verdict: Some(Want::LogOnly("no space".into())),
             why: None,
             host: "a".into(),
             key: "00000000000000ff".into(),

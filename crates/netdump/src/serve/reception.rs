@@ -192,7 +192,7 @@ fn answer(hub: &Arc<Hub>, socket: &UdpSocket, touched: &mut Vec<Shared>) {
     if touched.is_empty() {
         return;
     }
-    let sessions = hub.registry.live().len();
+    let sessions = hub.registry.open();
     touched.retain(|shared| {
         let mut session = lock(shared);
         let credit = hub.credit(session.content().packet_bytes(), sessions);

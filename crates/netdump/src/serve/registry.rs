@@ -1,7 +1,7 @@
 //! Which sessions there are, shared by all receive threads; and which are over, so that their packets, late or
 //! replayed, begin nothing anew.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::units::{KeyId, SessionId};
@@ -36,68 +36,82 @@ pub struct Registry {
     inner: Mutex<Inner>,
 }
 
+/// Invariant: no session is in both maps, and `done_order` holds the sessions of `done`, the oldest first.
 #[derive(Default)]
 struct Inner {
-    entries: HashMap<SessionId, Entry>,
-    /// The sessions that are over, the oldest first.
-    done: VecDeque<SessionId>,
+    open: HashMap<SessionId, Option<Shared>>,
+    done: HashSet<SessionId>,
+    done_order: VecDeque<SessionId>,
 }
 
 impl Registry {
     /// What is known of session `id`.
     #[must_use]
     pub fn get(&self, id: SessionId) -> Option<Entry> {
-        self.lock().entries.get(&id).cloned()
+        let inner = lock(&self.inner);
+        match inner.open.get(&id) {
+            Some(Some(session)) => Some(Entry::Live(Arc::clone(session))),
+            Some(None) => Some(Entry::Recovering),
+            None => inner.done.contains(&id).then_some(Entry::Done),
+        }
     }
 
     /// Whether a new session of `key` may begin.
     #[must_use]
     pub fn has_room(&self, key: KeyId) -> bool {
-        let inner = self.lock();
-        let open =
-            |(id, entry): (&SessionId, &Entry)| (!matches!(entry, Entry::Done)).then_some(id.key);
-        let keys: Vec<KeyId> = inner.entries.iter().filter_map(open).collect();
-        let same = keys.iter().filter(|&&other| other == key).count();
-        keys.len() < SESSIONS_MAX && same < SESSIONS_PER_KEY_MAX
+        let inner = lock(&self.inner);
+        let same = inner.open.keys().filter(|id| id.key == key).count();
+        inner.open.len() < SESSIONS_MAX && same < SESSIONS_PER_KEY_MAX
     }
 
     /// Puts `entry` in the place of what was known of session `id`.
     pub fn set(&self, id: SessionId, entry: Entry) {
-        let mut inner = self.lock();
-        if matches!(entry, Entry::Done) {
-            inner.done.push_back(id);
-        }
-        inner.entries.insert(id, entry);
-        while inner.done.len() > DONE_MAX {
-            let oldest = inner.done.pop_front();
-            let over = oldest.filter(|id| matches!(inner.entries.get(id), Some(Entry::Done)));
-            over.and_then(|id| inner.entries.remove(&id));
+        let mut inner = lock(&self.inner);
+        match entry {
+            Entry::Recovering => drop(inner.open.insert(id, None)),
+            Entry::Live(session) => drop(inner.open.insert(id, Some(session))),
+            Entry::Done => inner.finish(id),
         }
     }
 
     /// Session `id` is over, unless another attempt has taken the place of `session`.
     pub fn finished(&self, id: SessionId, session: &Shared) {
-        let is_this = match self.lock().entries.get(&id) {
-            Some(Entry::Live(live)) => Arc::ptr_eq(live, session),
-            Some(Entry::Recovering | Entry::Done) | None => false,
-        };
-        if is_this {
-            self.set(id, Entry::Done);
+        let mut inner = lock(&self.inner);
+        let live = inner.open.get(&id).and_then(Option::as_ref);
+        if live.is_some_and(|live| Arc::ptr_eq(live, session)) {
+            inner.finish(id);
         }
     }
 
     /// The sessions under way.
     #[must_use]
     pub fn live(&self) -> Vec<Shared> {
-        let live = |entry: &Entry| match entry {
-            Entry::Live(session) => Some(Arc::clone(session)),
-            Entry::Recovering | Entry::Done => None,
-        };
-        self.lock().entries.values().filter_map(live).collect()
+        lock(&self.inner)
+            .open
+            .values()
+            .flatten()
+            .map(Arc::clone)
+            .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        lock(&self.inner)
+    /// How many sessions are not over.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        lock(&self.inner).open.len()
+    }
+}
+
+impl Inner {
+    fn finish(&mut self, id: SessionId) {
+        self.open.remove(&id);
+        if self.done.insert(id) {
+            self.done_order.push_back(id);
+        }
+        if self.done.len() > DONE_MAX
+            && let Some(oldest) = self.done_order.pop_front()
+        {
+            self.done.remove(&oldest);
+        }
     }
 }
 

@@ -7,15 +7,16 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use proto::reply::{Action, Verdict};
 use proto::server::Session as Engine;
 use proto::time::Instant as EngineInstant;
 use proto::units::{PAGE_BYTES, SessionId};
 use proto::wire::{Header, INCARNATION_BYTES, Reject};
+use serde::{Deserialize, Serialize};
 
 use super::content::{Content, Fault, News};
 use super::directory::{CrashDir, LOG_FILE, SESSION_FILE_VERSION, SessionFile, State};
@@ -26,7 +27,8 @@ use crate::key::{HostKey, fill_random};
 use crate::time::utc;
 
 /// What the server wants of a crash, and why not everything.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Want {
     /// The whole memory.
     Full,
@@ -119,6 +121,7 @@ impl Session {
         dir: CrashDir,
         file: &SessionFile,
         held_bytes: &Arc<AtomicUsize>,
+        stop: &AtomicBool,
     ) -> Result<(Self, Due)> {
         let path = dir.file(SPOOL_FILE);
         let show = path.display();
@@ -129,6 +132,7 @@ impl Session {
             .frame(&mut frame)
             .with_context(|| format!("cannot read {show}"))?
         {
+            ensure!(!stop.load(Ordering::Relaxed), "the server ends");
             if fault.is_none() {
                 fault = content.push(&frame).err();
             }
@@ -140,7 +144,7 @@ impl Session {
         let due = match fault {
             Some(fault) => Due::Fail(broken_client(fault)),
             None if content.summary().ended.is_some() => Due::Close,
-            None if content.summary().ram_pages > 0 => Due::Verdict,
+            None if content.summary().ram_pages > 0 && file.verdict.is_none() => Due::Verdict,
             None => Due::Nothing,
         };
         let came = Came {
@@ -150,6 +154,9 @@ impl Session {
         };
         let mut session = Self::assemble(key, origin, spool, content, dir, came, held_bytes)?;
         session.write_log(true)?;
+        if let Some(want) = &file.verdict {
+            session.want(want.clone());
+        }
         Ok((session, due))
     }
 
@@ -372,6 +379,7 @@ impl Session {
         SessionFile {
             version: SESSION_FILE_VERSION,
             state,
+            verdict: self.want.clone(),
             why,
             host: self.about.host.clone(),
             key: self.id().key.to_string(),

@@ -36,6 +36,8 @@ pub(crate) struct Host {
     pub(crate) arming: u64,
     /// Its ranges of RAM: first page and number.
     pub(crate) ram: Vec<(u64, u64)>,
+    /// Pages of RAM that its Hello announces.
+    pub(crate) announced_pages: u64,
     /// How often this crash was sent before.
     pub(crate) attempt: u16,
     /// The first packet number.
@@ -65,6 +67,7 @@ impl Host {
             key: key.clone(),
             arming,
             ram: vec![(1, 699), (4096, 300)],
+            announced_pages: 999,
             attempt: 0,
             first: 0,
             lose_every: None,
@@ -139,7 +142,7 @@ impl Host {
         hello.arch = proto::record::ARCH_X86_64.into();
         hello.page_bytes = 4096.into();
         hello.cpus = 2.into();
-        hello.ram_pages = self.pages().into();
+        hello.ram_pages = self.announced_pages.into();
         hello.unix_seconds = 1_795_543_320.into();
         hello.page_offset = 0xffff_8880_0000_0000.into();
         put(&mut hello.host, self.key.host.as_str());

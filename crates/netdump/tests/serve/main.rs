@@ -331,6 +331,44 @@ mod tests {
     }
 
     #[test]
+    fn a_crash_larger_than_the_disk_is_log_only_and_says_why() {
+        let (place, key) = Place::new();
+        let server = place.serve(&[]);
+        let host = Host {
+            announced_pages: 1 << 40,
+            ..Host::new(&key, 1)
+        };
+        assert_rebooted(&host.crash(server.address));
+        let verdict = server.wait_for("verdict");
+        assert_eq!(verdict["verdict"], "log-only");
+        assert!(
+            verdict["why"]
+                .as_str()
+                .unwrap()
+                .contains("this one may need 4294967360 MiB"),
+            "{verdict}"
+        );
+        server.wait_for("complete");
+        assert_eq!(session(&place.crashes()[0])["state"], "log-only");
+    }
+
+    #[test]
+    fn a_server_killed_while_it_writes_the_vmcore_writes_it_again() {
+        let (place, key) = Place::new();
+        let server = place.serve(&[]);
+        let host = Host::new(&key, 1);
+        assert_rebooted(&host.crash(server.address));
+        server.wait_for("received");
+        server.kill();
+        let unfinished = place.crashes()[0].join("spool").exists();
+        let server = place.serve(&[]);
+        if unfinished {
+            server.wait_for("complete");
+        }
+        assert_whole(&place.crashes()[0], &host);
+    }
+
+    #[test]
     fn verdict_reboot_lets_the_host_go_at_once() {
         let (place, key) = Place::new();
         let server = place.serve(&["--verdict", "reboot"]);
@@ -391,6 +429,7 @@ mod tests {
             Host::new(&key, 1),
             Host {
                 ram: vec![(2, 500)],
+                announced_pages: 500,
                 ..Host::new(&other, 1)
             },
         ];
