@@ -91,10 +91,11 @@ impl HostKey {
     /// Reads a key file. Refuses one that users other than its owner may read.
     pub fn load(path: &Path) -> Result<Self> {
         let show = path.display();
-        let file = File::open(path).with_context(|| {
-            format!(
-                "cannot open the key file {show} (make one: netdump key new {show} --host NAME)"
-            )
+        let file = File::open(path).with_context(|| match path.try_exists() {
+            Ok(false) => {
+                format!("no key file {show} (make one: netdump key new {show} --host NAME)")
+            }
+            Ok(true) | Err(_) => format!("cannot open the key file {show}"),
         })?;
         let mode = file
             .metadata()
@@ -172,8 +173,10 @@ impl Keyring {
     /// Reads every file of `dir`. A file that cannot be used is reported through `warn` and skipped, so
     /// that one bad file does not take the other hosts' crashes away. Hidden files are not looked at.
     pub fn scan(dir: &Path, mut warn: impl FnMut(String)) -> Result<Self> {
-        let entries = fs::read_dir(dir)
-            .with_context(|| format!("cannot read the key directory {}", dir.display()))?;
+        let entries = fs::read_dir(dir).with_context(|| {
+            let show = dir.display();
+            format!("cannot read the key directory {show} (make it, and a key for each host: netdump key new)")
+        })?;
         let mut paths: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
             .collect();

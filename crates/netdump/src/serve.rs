@@ -249,7 +249,7 @@ fn resume(hub: &Arc<Hub>, dir: CrashDir, file: &SessionFile) -> Result<()> {
     let (session, due) = Session::resume(&key, dir, file, &hub.held_bytes, &hub.stop)?;
     hub.events.tell(&Event::Session {
         about: session.about().clone(),
-        peer: session.peer(),
+        peer: session.peer().address,
         resumed_bytes: Some(session.spool().bytes()),
     });
     let session = Arc::new(std::sync::Mutex::new(session));

@@ -18,6 +18,7 @@ use super::events::Events;
 use super::finish::Format;
 use super::registry::{Registry, lock};
 use super::session::Want;
+use super::socket::{Peer, send};
 use crate::key::{HostKey, Keyring};
 
 /// What the server wants of crashes in general.
@@ -194,8 +195,8 @@ impl Hub {
     }
 
     /// Sends a reply that is not the answer to a batch. A lost one is made again when the client asks again.
-    pub fn send(&self, bytes: &[u8], peer: std::net::SocketAddr) {
-        drop(self.socket.send_to(bytes, peer));
+    pub fn send(&self, bytes: &[u8], peer: Peer) {
+        drop(send(&self.socket, bytes, peer));
     }
 
     /// Runs `work` in a thread of its own, which [`Self::join`] waits for.

@@ -1,6 +1,6 @@
 //! A receive thread: batches of datagrams in, replies out.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +18,7 @@ use super::events::Event;
 use super::hub::Hub;
 use super::registry::{Entry, Shared, lock};
 use super::session::{Due, Phase, Session, Want};
-use super::socket::Batch;
+use super::socket::{Batch, Peer, send};
 use crate::key::{HostKey, fill_random};
 
 /// Receives until the server ends. Whatever arrives, this does not return before.
@@ -62,7 +62,7 @@ fn wait(hub: &Hub, touched: &[Shared]) -> Duration {
 fn take(
     hub: &Arc<Hub>,
     now: EngineInstant,
-    peer: SocketAddr,
+    peer: Peer,
     datagram: &mut [u8],
     touched: &mut Vec<Shared>,
 ) -> Result<(), Reason> {
@@ -91,12 +91,7 @@ fn take(
 
 /// Begins the session of a first packet, once that has proved genuine. An earlier attempt of the same session is
 /// closed as far as it came: it keeps its directory, so that nothing is lost.
-fn begin(
-    hub: &Arc<Hub>,
-    header: &Header,
-    peer: SocketAddr,
-    datagram: &[u8],
-) -> Result<Shared, Reason> {
+fn begin(hub: &Arc<Hub>, header: &Header, peer: Peer, datagram: &[u8]) -> Result<Shared, Reason> {
     let key = hub.key(header.session.key).ok_or(Reason::UnknownKey)?;
     let keys = key.secret.session_keys(header.session);
     open_client(&keys.client, header, &mut datagram.to_vec())?;
@@ -124,13 +119,13 @@ fn begin(
         .set(header.session, Entry::Live(Arc::clone(&session)));
     hub.events.tell(&Event::Session {
         about,
-        peer,
+        peer: peer.address,
         resumed_bytes: None,
     });
     Ok(session)
 }
 
-fn create(hub: &Hub, key: &HostKey, header: &Header, peer: SocketAddr) -> Result<Session> {
+fn create(hub: &Hub, key: &HostKey, header: &Header, peer: Peer) -> Result<Session> {
     let dir = CrashDir::create(&hub.dumpdir, &key.host, SystemTime::now())?;
     Session::create(key, header, peer, dir, &hub.held_bytes)
 }
@@ -140,7 +135,7 @@ fn dismiss(
     hub: &Hub,
     now: EngineInstant,
     header: &Header,
-    peer: SocketAddr,
+    peer: Peer,
     datagram: &mut [u8],
 ) -> Result<(), Reason> {
     let key = hub.key(header.session.key).ok_or(Reason::UnknownKey)?;
@@ -208,7 +203,7 @@ fn answer(hub: &Arc<Hub>, socket: &UdpSocket, touched: &mut Vec<Shared>) {
                 drop(session);
                 if length > 0 {
                     // A reply that cannot be sent is as good as lost: the client asks again.
-                    drop(socket.send_to(&reply[..length], peer));
+                    drop(send(socket, &reply[..length], peer));
                 }
                 false
             }

@@ -5,7 +5,6 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime};
@@ -22,6 +21,7 @@ use super::content::{Content, Fault, News};
 use super::directory::{CrashDir, LOG_FILE, SESSION_FILE_VERSION, SessionFile, State};
 use super::events::{About, Arrived};
 use super::hold::Held;
+use super::socket::Peer;
 use super::spool::{Origin, Reader, SPOOL_FILE, Spool};
 use crate::key::{HostKey, fill_random};
 use crate::time::utc;
@@ -80,7 +80,7 @@ pub struct Session {
 
 /// Where and when a session came from.
 struct Came {
-    peer: SocketAddr,
+    peer: Peer,
     /// UTC time of the first packet.
     started: String,
     /// Seconds it took before this process went on with it.
@@ -92,7 +92,7 @@ impl Session {
     pub fn create(
         key: &HostKey,
         header: &Header,
-        peer: SocketAddr,
+        peer: Peer,
         dir: CrashDir,
         held_bytes: &Arc<AtomicUsize>,
     ) -> Result<Self> {
@@ -148,7 +148,10 @@ impl Session {
             None => Due::Nothing,
         };
         let came = Came {
-            peer: file.peer,
+            peer: Peer {
+                address: file.peer,
+                local: None,
+            },
             started: file.started.clone(),
             seconds: file.seconds,
         };
@@ -207,7 +210,7 @@ impl Session {
     pub fn receive(
         &mut self,
         now: EngineInstant,
-        peer: SocketAddr,
+        peer: Peer,
         datagram: &mut [u8],
     ) -> Result<(), Reject> {
         let (pending, open) = (&mut self.pending, self.phase == Phase::Receiving);
@@ -321,7 +324,7 @@ impl Session {
 
     /// Where its packets come from.
     #[must_use]
-    pub fn peer(&self) -> SocketAddr {
+    pub fn peer(&self) -> Peer {
         self.came.peer
     }
 
@@ -384,7 +387,7 @@ impl Session {
             host: self.about.host.clone(),
             key: self.id().key.to_string(),
             arming: self.id().arming.to_string(),
-            peer: self.came.peer,
+            peer: self.came.peer.address,
             started: self.came.started.clone(),
             seconds: self.seconds(),
             bytes: self.spool.bytes(),
