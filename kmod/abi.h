@@ -178,7 +178,9 @@ void nd_core_state_faulted(void);
 void nd_core_status(const struct nd_status *status, u8 out[ND_STATUS_BYTES]);
 void nd_core_step(u64 now, struct nd_step *step);
 #ifdef ND_BENCH
+/* Makes a frame of the largest size in `slot`; returns its bytes. The overhead is what is not UDP payload. */
 u32 nd_core_bench(u32 slot, u64 number, bool sealed);
+u32 nd_core_bench_overhead(void);
 #endif
 
 /*

@@ -24,6 +24,7 @@
 #include <linux/reboot.h>
 #include <linux/rtnetlink.h>
 #include <linux/sched/debug.h>
+#include <linux/sort.h>
 #include <linux/sysrq.h>
 #include <linux/timekeeping.h>
 #include <linux/uaccess.h>
@@ -557,16 +558,36 @@ static size_t nd_read_pages(u8 *to, u64 first, u64 count, bool precious)
 
 static u32 nd_add_written(struct nd_written *list, u32 used, enum nd_written_kind kind, u64 pfn, u32 pages)
 {
-	struct nd_written *last = used ? &list[used - 1] : NULL;
-
-	if (last && last->kind == kind && last->first + last->pages == pfn) {
-		last->pages += pages;
-		return used;
-	}
 	if (used == ND_WRITTEN_RANGES_MAX)
 		return used;
 	list[used] = (struct nd_written){ .first = pfn, .pages = pages, .kind = kind };
 	return used + 1;
+}
+
+static int nd_compare_written(const void *left, const void *right)
+{
+	const struct nd_written *a = left, *b = right;
+
+	if (a->kind != b->kind)
+		return a->kind < b->kind ? -1 : 1;
+	return a->first == b->first ? 0 : a->first < b->first ? -1 : 1;
+}
+
+/* Joins ranges that touch or overlap, so that the list says in few lines what it says. */
+static u32 nd_merge_written(struct nd_written *list, u32 used)
+{
+	u32 i, kept = 0;
+
+	sort(list, used, sizeof(*list), nd_compare_written, NULL);
+	for (i = 0; i < used; i++) {
+		struct nd_written *last = kept ? &list[kept - 1] : NULL;
+
+		if (last && last->kind == list[i].kind && last->first + last->pages >= list[i].first)
+			last->pages = max_t(u64, last->pages, list[i].first + list[i].pages - last->first);
+		else
+			list[kept++] = list[i];
+	}
+	return kept;
 }
 
 static struct page *nd_page_of(unsigned long address)
@@ -617,7 +638,7 @@ static size_t nd_read_written(u8 *to)
 	}
 	list_for_each_entry(page, &nd.reserve, lru)
 		used = nd_add_written(list, used, ND_WRITTEN_RESERVE, page_to_pfn(page), 1);
-	return used * sizeof(*list);
+	return nd_merge_written(list, used) * sizeof(*list);
 }
 
 /* ---- Tasks and memory as text ---- */
@@ -811,6 +832,32 @@ static void nd_resume_after_fault(void)
 	nd_hold();
 }
 
+#ifdef ND_BENCH
+/*
+ * What device and cipher can do with no protocol around them: datagrams as large as the dump's, sent for two seconds to
+ * the server's discard port. The result goes into the log, whose end is sent first.
+ */
+static void nd_bench(const char *kind, bool sealed)
+{
+	u64 start = nd_now(), end = start + 2 * USEC_PER_SEC, sent = 0, bytes = 0, rate;
+	u32 slot;
+
+	while (nd_now() < end) {
+		for (slot = 0; slot < nd.slots; slot++) {
+			while (!nd_frame(slot) && nd_now() < end)
+				nd_poll();
+			if (!nd_frame(slot))
+				break;
+			nd_transmit(slot, nd_core_bench(slot, sent, sealed), slot % 32 != 31);
+			sent++;
+		}
+	}
+	bytes = sent * (nd.frame_bytes_max - nd_core_bench_overhead());
+	rate = div64_u64(bytes * 100, nd_now() - start);
+	pr_info("netdump: bench %s %llu.%02llu MB/s\n", kind, rate / 100, rate % 100);
+}
+#endif
+
 static void nd_describe(struct nd_crash *crash, const char *reason)
 {
 	*crash = (struct nd_crash){
@@ -852,6 +899,10 @@ static void nd_crashed(const char *reason)
 	nd_take_frames();
 	nd_describe(&crash, reason);
 	nd_core_start(nd_now(), &crash);
+#ifdef ND_BENCH
+	nd_bench("raw", false);
+	nd_bench("sealed", true);
+#endif
 	nd_finish(nd_run());
 
 	rcu_assign_pointer(nd.device->rx_handler, rx_handler);

@@ -66,7 +66,10 @@ struct Progress {
     attempt: u16,
 }
 
-const NO_PROGRESS: Progress = Progress { first: PacketNumber(0), attempt: 0 };
+const NO_PROGRESS: Progress = Progress {
+    first: PacketNumber(0),
+    attempt: 0,
+};
 
 /// Everything the core has; static, about 130 KiB.
 pub struct Driver {
@@ -115,8 +118,15 @@ impl Driver {
                 Ok(None)
             }
             Command::Arm(arming) => {
-                if arming.servers.iter().flatten().any(|server| Route::new([0; 6], server).is_none()) {
-                    return Err("servers with IPv6 addresses cannot be used yet: name an IPv4 address");
+                if arming
+                    .servers
+                    .iter()
+                    .flatten()
+                    .any(|server| Route::new([0; 6], server).is_none())
+                {
+                    return Err(
+                        "servers with IPv6 addresses cannot be used yet: name an IPv4 address",
+                    );
                 }
                 let bytes = usize::from(arming.datagram_bytes).saturating_add(HEADER_BYTES);
                 let ifindex = arming.ifindex;
@@ -220,6 +230,34 @@ impl Driver {
         self.client.scratch()
     }
 
+    /// Makes a frame as large as the dump's, to nobody: sealed by the same work, or as the buffer is. Returns its bytes.
+    #[cfg(feature = "bench")]
+    pub fn bench(&self, frames: &mut impl Frames, slot: u16, number: u64, sealed: bool) -> usize {
+        const NO_KEY: [u8; 32] = [0; 32];
+        let (Some(frame), Some(route), Some(arming)) =
+            (frames.frame(slot), &self.route, &self.arming)
+        else {
+            return 0;
+        };
+        let datagram_bytes = usize::from(arming.datagram_bytes);
+        if let (true, Some(datagram)) = (sealed, frame.get_mut(HEADER_BYTES..)) {
+            let header = proto::wire::Header {
+                kind: proto::wire::Kind::Data,
+                attempt: 0,
+                session: proto::units::SessionId::default(),
+                number: PacketNumber(number),
+            };
+            let payload = datagram_bytes.saturating_sub(proto::wire::CLIENT_OVERHEAD);
+            if proto::wire::seal_client(&NO_KEY, &header, datagram, payload).is_none() {
+                return 0;
+            }
+        }
+        route
+            .to_discard()
+            .finish(frame, datagram_bytes)
+            .unwrap_or(0)
+    }
+
     fn input(&mut self, now: Instant, input: Input<'_>) {
         // Only datagrams are ever refused.
         if self.client.handle(now, input).is_err() {
@@ -232,23 +270,40 @@ impl Driver {
         let slot = self.crash.as_ref()?.pool_slots;
         let bytes = self.route?.answer(&asker, frames.frame(slot)?)?;
         self.asker = None;
-        Some(Next::Send { slot, bytes, more: false })
+        Some(Next::Send {
+            slot,
+            bytes,
+            more: false,
+        })
     }
 
     fn send(&self, frames: &mut impl Frames, slot: u16, len: usize, more: bool) -> Next {
-        let bytes = self.route.and_then(|route| route.finish(frames.frame(slot)?, len));
+        let bytes = self
+            .route
+            .and_then(|route| route.finish(frames.frame(slot)?, len));
         // The engine has just been given this buffer and this route, so a frame without either is a bug; a frame of no
         // bytes goes out as padding and the engine loses nothing but time.
-        Next::Send { slot, bytes: bytes.unwrap_or(0), more }
+        Next::Send {
+            slot,
+            bytes: bytes.unwrap_or(0),
+            more,
+        }
     }
 
     fn read(&mut self, want: Want) -> Next {
         let begun = match want {
             Want::Text => core::mem::replace(&mut self.text_begun, true),
             Want::State => core::mem::replace(&mut self.state_begun, true),
-            Want::Registers(_) | Want::Notes | Want::MemoryMap | Want::Pages { .. } | Want::Written => true,
+            Want::Registers(_)
+            | Want::Notes
+            | Want::MemoryMap
+            | Want::Pages { .. }
+            | Want::Written => true,
         };
-        Next::Read { want, from_start: !begun }
+        Next::Read {
+            want,
+            from_start: !begun,
+        }
     }
 
     /// Whether there is another attempt after a session ended with `outcome`, which is begun then.
@@ -257,7 +312,8 @@ impl Driver {
             return false;
         };
         let give_up = Micros::from_secs(arming.give_up_seconds.into());
-        if outcome.action != Action::None || outcome.complete || now.since(self.heard_at) >= give_up {
+        if outcome.action != Action::None || outcome.complete || now.since(self.heard_at) >= give_up
+        {
             return false;
         }
         let servers = arming.servers.iter().flatten().count();
@@ -277,7 +333,10 @@ impl Driver {
         let (Some(arming), Some(crash)) = (&self.arming, &self.crash) else {
             return;
         };
-        let (Some(server), Some(progress)) = (server_at(arming, self.server), self.progress.get(self.server)) else {
+        let (Some(server), Some(progress)) = (
+            server_at(arming, self.server),
+            self.progress.get(self.server),
+        ) else {
             return;
         };
         let alone = server_at(arming, 1).is_none();
@@ -286,11 +345,19 @@ impl Driver {
             server,
             datagram_bytes: arming.datagram_bytes.into(),
             pool_slots: crash.pool_slots,
-            give_up: if alone { give_up } else { give_up.min(SERVER_TRY) },
+            give_up: if alone {
+                give_up
+            } else {
+                give_up.min(SERVER_TRY)
+            },
             first: progress.first,
             attempt: progress.attempt,
         };
-        let hello = Hello { boot: arming.boot, host: arming.host, ..crash.hello };
+        let hello = Hello {
+            boot: arming.boot,
+            host: arming.host,
+            ..crash.hello
+        };
         self.route = Route::new(crash.mac, server);
         self.text_begun = false;
         self.state_begun = false;
@@ -335,9 +402,13 @@ fn server_at(arming: &Arming, index: usize) -> Option<&Server> {
 
 fn explain(refusal: Refusal) -> &'static str {
     match refusal {
-        Refusal::Length => "the message has the wrong length: tool and module are of different versions",
+        Refusal::Length => {
+            "the message has the wrong length: tool and module are of different versions"
+        }
         Refusal::Magic => "this is no netdump message",
-        Refusal::Version => "tool and module are of different versions: install both from one source",
+        Refusal::Version => {
+            "tool and module are of different versions: install both from one source"
+        }
         Refusal::Command => "unknown command: tool and module are of different versions",
         Refusal::Device => "the message names no device",
         Refusal::DatagramBytes => "the datagram size is out of bounds (508 to 8972 bytes)",
@@ -345,13 +416,18 @@ fn explain(refusal: Refusal) -> &'static str {
         Refusal::Servers => "the number of servers is out of bounds (1 to 4)",
         Refusal::Family => "a server's two addresses are of unknown or different families",
         Refusal::Port => "a port is 0",
-        Refusal::NextHop => "a next hop's Ethernet address is zero or multicast: is the server reachable?",
+        Refusal::NextHop => {
+            "a next hop's Ethernet address is zero or multicast: is the server reachable?"
+        }
         Refusal::SessionTwice => "two servers share one session: give each its own",
         Refusal::Host => "the host's name is empty, or not UTF-8",
     }
 }
 
-const _: () = assert!(HOST_BYTES == 64, "Hello and Arming name the host in fields of one size");
+const _: () = assert!(
+    HOST_BYTES == 64,
+    "Hello and Arming name the host in fields of one size"
+);
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,9 @@ use core::slice;
 
 use proto::arming::{MESSAGE_BYTES, STATUS_BYTES, Status};
 use proto::client::{PageStatus, SLOTS_MAX, Want};
-use proto::record::{BLOCK_BYTES, BLOCK_PAGES, Cpu, RAM_RANGES_MAX, RamRange, WRITTEN_RANGES_MAX, WrittenRange};
+use proto::record::{
+    BLOCK_BYTES, BLOCK_PAGES, Cpu, RAM_RANGES_MAX, RamRange, WRITTEN_RANGES_MAX, WrittenRange,
+};
 use proto::reply::Action;
 use proto::time::Instant;
 use zerocopy::IntoBytes as _;
@@ -153,6 +155,21 @@ impl Frames for ShimFrames {
     }
 }
 
+/// See [`Driver::bench`].
+#[cfg(feature = "bench")]
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_bench(slot: u32, number: u64, sealed: bool) -> u32 {
+    let slot = u16::try_from(slot).unwrap_or(0);
+    u32::try_from(driver().bench(&mut ShimFrames, slot, number, sealed)).unwrap_or(0)
+}
+
+/// Bytes of a frame that are not UDP payload.
+#[cfg(feature = "bench")]
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_bench_overhead() -> u32 {
+    u32::try_from(crate::frame::HEADER_BYTES).unwrap_or(0)
+}
+
 /// Takes a message; see [`Driver::command`].
 ///
 /// # Safety
@@ -251,7 +268,11 @@ extern "C" fn nd_core_start(now: u64, crash: &NdCrash) {
     hello.release = crash.release;
     hello.kernel_version = crash.version;
     hello.reason = crash.reason;
-    let crash = Crash { hello, pool_slots: crash.pool_slots, mac: crash.mac };
+    let crash = Crash {
+        hello,
+        pool_slots: crash.pool_slots,
+        mac: crash.mac,
+    };
     driver().start(Instant::from_micros(now), &crash);
 }
 
@@ -294,8 +315,16 @@ extern "C" fn nd_core_step(now: u64, step: &mut NdStep) {
             b: more.into(),
         },
         Next::Read { want, from_start } => read_step(want, from_start),
-        Next::Wait(until) => NdStep { kind: STEP_WAIT, a: until.as_micros(), ..NdStep::default() },
-        Next::Finished(action) => NdStep { kind: STEP_FINISHED, a: action_number(action), ..NdStep::default() },
+        Next::Wait(until) => NdStep {
+            kind: STEP_WAIT,
+            a: until.as_micros(),
+            ..NdStep::default()
+        },
+        Next::Finished(action) => NdStep {
+            kind: STEP_FINISHED,
+            a: action_number(action),
+            ..NdStep::default()
+        },
     };
 }
 
@@ -307,12 +336,23 @@ fn read_step(want: Want, from_start: bool) -> NdStep {
         Want::MemoryMap => (STEP_MEMORY_MAP, 0, 0),
         Want::Written => (STEP_WRITTEN, 0, 0),
         Want::State => (STEP_STATE, from_start.into(), 0),
-        Want::Pages { first, count, pass, .. } => {
-            let kind = if is_precious(pass) { STEP_PAGES_PRECIOUS } else { STEP_PAGES_REST };
+        Want::Pages {
+            first, count, pass, ..
+        } => {
+            let kind = if is_precious(pass) {
+                STEP_PAGES_PRECIOUS
+            } else {
+                STEP_PAGES_REST
+            };
             (kind, first.0, count.into())
         }
     };
-    NdStep { kind, slot: 0, a, b }
+    NdStep {
+        kind,
+        slot: 0,
+        a,
+        b,
+    }
 }
 
 const fn action_number(action: Action) -> u64 {

@@ -139,6 +139,16 @@ impl Route {
         })
     }
 
+    /// The same way to the port that takes and forgets everything (RFC 863).
+    #[cfg(feature = "bench")]
+    #[must_use]
+    pub const fn to_discard(&self) -> Self {
+        Self {
+            remote_port: 9,
+            ..*self
+        }
+    }
+
     /// Writes the headers before `payload` bytes that lie at [`HEADER_BYTES`] of `frame`. Returns the frame's length,
     /// or `None` if it does not fit into `frame` or into IPv4.
     pub fn finish(&self, frame: &mut [u8], payload: usize) -> Option<usize> {
@@ -185,8 +195,12 @@ impl Route {
             return Received::Other;
         };
         match ethernet.ethertype.get() {
-            ETHERTYPE_ARP => self.question(frame).map_or(Received::Other, Received::Question),
-            ETHERTYPE_IPV4 => self.payload(frame).map_or(Received::Other, Received::Payload),
+            ETHERTYPE_ARP => self
+                .question(frame)
+                .map_or(Received::Other, Received::Question),
+            ETHERTYPE_IPV4 => self
+                .payload(frame)
+                .map_or(Received::Other, Received::Payload),
             _ => Received::Other,
         }
     }
@@ -214,8 +228,13 @@ impl Route {
 
     fn question(&self, frame: &[u8]) -> Option<Asker> {
         let (ArpFrame { arp, .. }, _) = ArpFrame::read_from_prefix(frame).ok()?;
-        let for_us = arp.kinds == ARP_KINDS && arp.operation.get() == ARP_REQUEST && arp.target == self.local;
-        for_us.then_some(Asker { mac: arp.sender_mac, address: arp.sender })
+        let for_us = arp.kinds == ARP_KINDS
+            && arp.operation.get() == ARP_REQUEST
+            && arp.target == self.local;
+        for_us.then_some(Asker {
+            mac: arp.sender_mac,
+            address: arp.sender,
+        })
     }
 
     fn payload<'a>(&self, frame: &'a mut [u8]) -> Option<&'a mut [u8]> {
@@ -225,7 +244,12 @@ impl Route {
         let header_bytes = usize::from(ip.version_and_words & 0xf).checked_mul(4)?;
         let whole = ip.fragment.get() & IPV4_FRAGMENT == 0;
         let between_us = ip.from == self.remote && ip.to == self.local;
-        if version != 4 || ip.protocol != PROTOCOL_UDP || !whole || !between_us || header_bytes < size_of::<Ipv4>() {
+        if version != 4
+            || ip.protocol != PROTOCOL_UDP
+            || !whole
+            || !between_us
+            || header_bytes < size_of::<Ipv4>()
+        {
             return None;
         }
         // The link may have padded the packet.
@@ -242,7 +266,9 @@ impl Route {
 /// The Internet checksum (RFC 1071) of an even number of bytes.
 fn checksum(bytes: &[u8]) -> u16 {
     let (words, _) = bytes.as_chunks::<2>();
-    let sum = words.iter().fold(0_u32, |sum, word| sum.wrapping_add(u32::from(u16::from_be_bytes(*word))));
+    let sum = words.iter().fold(0_u32, |sum, word| {
+        sum.wrapping_add(u32::from(u16::from_be_bytes(*word)))
+    });
     // Two folds are enough for the 30 words of the longest header.
     let folded = (sum >> 16).wrapping_add(sum & 0xffff);
     let folded = (folded >> 16).wrapping_add(folded & 0xffff);

@@ -8,7 +8,11 @@
 
 #![no_std]
 #![deny(unsafe_code)]
-#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions)]
+#![warn(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions
+)]
 
 #[cfg(test)]
 extern crate std;

@@ -9,5 +9,8 @@ fn a_driver_that_was_not_started_is_finished() {
         }
     }
     let mut driver = Driver::new();
-    assert_eq!(driver.step(Instant::from_micros(0), &mut NoFrames), Next::Finished(Action::None));
+    assert_eq!(
+        driver.step(Instant::from_micros(0), &mut NoFrames),
+        Next::Finished(Action::None)
+    );
 }

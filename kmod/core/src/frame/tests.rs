@@ -17,12 +17,19 @@ fn server(local: Address, remote: Address) -> Server {
         remote_port: 7777,
         next_hop: HOP,
         session: SessionId::default(),
-        keys: SessionKeys { client: [0; 32], server: [0; 32] },
+        keys: SessionKeys {
+            client: [0; 32],
+            server: [0; 32],
+        },
     }
 }
 
 fn route() -> Route {
-    Route::new(OWN, &server(Address::V4([10, 0, 2, 15]), Address::V4([10, 0, 2, 2]))).unwrap()
+    Route::new(
+        OWN,
+        &server(Address::V4([10, 0, 2, 15]), Address::V4([10, 0, 2, 2])),
+    )
+    .unwrap()
 }
 
 /// The same way, seen from the server.
@@ -41,7 +48,10 @@ fn reverse() -> Route {
 fn sent_by_server(payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0; HEADER_BYTES + payload.len()];
     frame[HEADER_BYTES..].copy_from_slice(payload);
-    assert_eq!(reverse().finish(&mut frame, payload.len()), Some(frame.len()));
+    assert_eq!(
+        reverse().finish(&mut frame, payload.len()),
+        Some(frame.len())
+    );
     frame
 }
 
@@ -55,7 +65,11 @@ fn question(target: [u8; 4]) -> Vec<u8> {
         target_mac: [0; 6],
         target,
     };
-    let ethernet = Ethernet { to: [0xff; 6], from: HOP, ethertype: ETHERTYPE_ARP.into() };
+    let ethernet = Ethernet {
+        to: [0xff; 6],
+        from: HOP,
+        ethertype: ETHERTYPE_ARP.into(),
+    };
     ArpFrame { ethernet, arp }.write_to(&mut frame).unwrap();
     frame
 }
@@ -93,7 +107,9 @@ fn what_does_not_fit_is_refused() {
 fn a_reply_is_taken_and_padding_is_not() {
     let mut frame = sent_by_server(b"reply");
     frame.resize(60, 0xee);
-    let Received::Payload(payload) = route().receive(&mut frame) else { panic!("not taken") };
+    let Received::Payload(payload) = route().receive(&mut frame) else {
+        panic!("not taken")
+    };
     assert_eq!(payload, b"reply");
 }
 
@@ -105,7 +121,9 @@ fn ip_options_are_skipped() {
     frame.extend(&plain[34..]);
     frame[14] = 0x46;
     frame[17] += 4;
-    let Received::Payload(payload) = route().receive(&mut frame) else { panic!("not taken") };
+    let Received::Payload(payload) = route().receive(&mut frame) else {
+        panic!("not taken")
+    };
     assert_eq!(payload, b"reply");
 }
 
@@ -113,11 +131,19 @@ fn ip_options_are_skipped() {
 fn every_truncation_is_refused() {
     let whole = sent_by_server(b"reply");
     for bytes in 0..whole.len() {
-        assert_eq!(route().receive(&mut whole[..bytes].to_vec()), Received::Other, "{bytes} bytes");
+        assert_eq!(
+            route().receive(&mut whole[..bytes].to_vec()),
+            Received::Other,
+            "{bytes} bytes"
+        );
     }
     let whole = question([10, 0, 2, 15]);
     for bytes in 0..whole.len() {
-        assert_eq!(route().receive(&mut whole[..bytes].to_vec()), Received::Other, "{bytes} bytes");
+        assert_eq!(
+            route().receive(&mut whole[..bytes].to_vec()),
+            Received::Other,
+            "{bytes} bytes"
+        );
     }
 }
 
@@ -138,7 +164,15 @@ fn any_header_byte_changed_never_reads_outside() {
 #[test]
 fn others_datagrams_are_not_for_us() {
     // Source address, destination address, source port, destination port, protocol, fragment offset, more fragments.
-    for (at, value) in [(26, 11), (33, 16), (34, 0), (37, 0), (23, 6), (21, 1), (20, 0x20)] {
+    for (at, value) in [
+        (26, 11),
+        (33, 16),
+        (34, 0),
+        (37, 0),
+        (23, 6),
+        (21, 1),
+        (20, 0x20),
+    ] {
         let mut frame = sent_by_server(b"reply");
         frame[at] = value;
         assert_eq!(route().receive(&mut frame), Received::Other, "byte {at}");
@@ -147,7 +181,9 @@ fn others_datagrams_are_not_for_us() {
 
 #[test]
 fn a_question_for_our_address_is_answered() {
-    let Received::Question(asker) = route().receive(&mut question([10, 0, 2, 15])) else { panic!("not taken") };
+    let Received::Question(asker) = route().receive(&mut question([10, 0, 2, 15])) else {
+        panic!("not taken")
+    };
     let mut answer = [0; ARP_BYTES];
     assert_eq!(route().answer(&asker, &mut answer), Some(ARP_BYTES));
     let expected = [
@@ -160,7 +196,10 @@ fn a_question_for_our_address_is_answered() {
 
 #[test]
 fn questions_for_others_and_answers_are_ignored() {
-    assert_eq!(route().receive(&mut question([10, 0, 2, 16])), Received::Other);
+    assert_eq!(
+        route().receive(&mut question([10, 0, 2, 16])),
+        Received::Other
+    );
     let mut reply = question([10, 0, 2, 15]);
     reply[21] = 2;
     assert_eq!(route().receive(&mut reply), Received::Other);
@@ -168,5 +207,8 @@ fn questions_for_others_and_answers_are_ignored() {
 
 #[test]
 fn there_is_no_way_to_ipv6_yet() {
-    assert_eq!(Route::new(OWN, &server(Address::V6([0; 16]), Address::V6([1; 16]))), None);
+    assert_eq!(
+        Route::new(OWN, &server(Address::V6([0; 16]), Address::V6([1; 16]))),
+        None
+    );
 }
