@@ -410,3 +410,115 @@ fn printable(field: &[u8]) -> String {
 const LOG_BYTES_MAX: usize = 32 << 20;
 const TEXT_CUT_MARK: &[u8] =
     b"[netdump: the oldest part of the log is left out, it exceeds 32 MiB]\n";
+
+#[cfg(test)]
+mod tests {
+    use proto::record::{Codec, header};
+    use proto::units::{PAGE_BYTES, Pfn};
+    use zerocopy::{FromZeros as _, IntoBytes as _};
+
+    use super::*;
+
+    fn record(kind: Kind, pages: u16, argument: u64, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len()).unwrap();
+        let mut bytes = header(kind, Codec::Raw, pages, length, argument).to_vec();
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    fn hello(version: u16) -> Vec<u8> {
+        let mut hello = Hello::new_zeroed();
+        hello.version = version.into();
+        hello.ram_pages = 5.into();
+        hello.reason[..9].copy_from_slice(b"bad\x1b[31m\n");
+        record(Kind::Hello, 0, 0, hello.as_bytes())
+    }
+
+    fn totals(digest: u64) -> Vec<u8> {
+        let totals = Totals {
+            data: 1.into(),
+            zero: 4.into(),
+            digest: digest.into(),
+            ..Totals::default()
+        };
+        record(Kind::Totals, 0, 0, totals.as_bytes())
+    }
+
+    /// A whole stream: one page with contents, four zero pages, two pieces of log, one of State.
+    fn stream(digest: u64) -> Vec<u8> {
+        let end = record(Kind::End, 0, Ending::Complete.to_wire(), &[]);
+        let parts = [
+            hello(HELLO_VERSION),
+            record(Kind::Text, 0, 0, b"new\n"),
+            record(Kind::Text, 0, 1, b"old\n"),
+            record(Kind::Pages, 1, 7, &[9; PAGE_BYTES]),
+            record(Kind::Zero, 0, 8, &4_u64.to_le_bytes()),
+            totals(digest),
+            record(Kind::State, 0, 0, b"state\n"),
+            end,
+        ];
+        parts.concat()
+    }
+
+    fn right_digest() -> u64 {
+        let mut digest = PageDigest::new();
+        digest.block(Pfn(7), &[9; PAGE_BYTES]);
+        digest.value()
+    }
+
+    fn pushed(stream: &[u8], piece: usize) -> (Content, News) {
+        let (mut content, mut news) = (Content::new(), News::default());
+        for bytes in stream.chunks(piece) {
+            let more = content.push(bytes).unwrap();
+            news.hello |= more.hello;
+            news.text |= more.text;
+            news.ended |= more.ended;
+        }
+        (content, news)
+    }
+
+    #[test]
+    fn a_stream_tells_the_same_however_it_is_cut() {
+        let stream = stream(right_digest());
+        for piece in [1, 2, 15, 16, 17, 1424, stream.len()] {
+            let (mut content, news) = pushed(&stream, piece);
+            assert_eq!(
+                news,
+                News {
+                    hello: true,
+                    text: true,
+                    ended: true
+                }
+            );
+            assert_eq!(content.verify(), Ok(()), "pieces of {piece}");
+            assert_eq!(content.log(), b"old\nnew\n");
+            assert_eq!(content.take_state(), b"state\n");
+            assert_eq!(content.summary().reason, "bad [31m");
+        }
+    }
+
+    #[test]
+    fn a_wrong_digest_or_count_is_told() {
+        let (content, _) = pushed(&stream(right_digest() ^ 1), 100);
+        assert!(content.verify().unwrap_err().contains("digest"));
+        let short = [hello(HELLO_VERSION), totals(right_digest())].concat();
+        let (content, _) = pushed(&short, 100);
+        assert!(content.verify().unwrap_err().contains("the client counted"));
+        let (content, _) = pushed(&hello(HELLO_VERSION), 100);
+        assert_eq!(content.verify().unwrap_err(), "the client sent no totals");
+    }
+
+    #[test]
+    fn what_no_client_sends_is_a_fault() {
+        let check = |bytes: &[u8], fault| assert_eq!(Content::new().push(bytes), Err(fault));
+        check(&record(Kind::Text, 0, 0, b"x"), Fault::NoHello);
+        check(&hello(99), Fault::HelloVersion(99));
+        check(
+            &[hello(HELLO_VERSION), hello(HELLO_VERSION)].concat(),
+            Fault::SecondHello,
+        );
+        check(&[0xff; 16], Fault::Malformed(Malformed::Kind(0xff)));
+        let after = [stream(right_digest()), record(Kind::Notes, 0, 0, b"")].concat();
+        check(&after, Fault::AfterEnd);
+    }
+}
