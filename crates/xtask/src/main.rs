@@ -4,19 +4,30 @@
 //! binaries, and imports none of our packages.
 
 mod apt;
+mod bench;
 mod cache;
 mod command;
+mod demo;
 mod kernels;
+mod kmod;
 mod lock;
 mod output;
 mod packages;
+mod test;
 #[cfg(test)]
 mod tidy;
+mod toolchain;
 mod tools;
+mod vm;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use crate::kmod::Variant;
+use crate::test::Lane;
+use crate::vm::Guest;
 
 /// Builds, tests, measures and shows netdump.
 #[derive(Parser)]
@@ -28,10 +39,73 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Installs what is missing, boots a guest, crashes it, and shows what arrives.
+    Demo,
+    /// Everything that must hold, cheap first.
+    Test {
+        /// Read every guest's vmcore with its kernel's symbols, not only one.
+        #[arg(long)]
+        symbols: bool,
+    },
+    /// The same as test, and the tree must stay as it was.
+    Ci,
+    /// The kernel module for the supported kernels.
+    Kmod {
+        #[command(subcommand)]
+        task: Kmod,
+    },
+    /// Boots one guest with a stock kernel, arms it, crashes it, and judges what arrived.
+    Vm {
+        #[command(flatten)]
+        guest: Guest,
+        /// Print one JSON object as the last line of standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measurements.
+    Bench {
+        #[command(subcommand)]
+        task: Bench,
+    },
     /// The pinned Debian packages: what they are, fetching all of them, pinning newer ones.
     Kernels {
         #[command(subcommand)]
         task: Kernels,
+    },
+    /// Runs simulated worlds by seed; `cargo xtask sim --help` is the simulator's own help.
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// The simulator's arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Kmod {
+    /// Builds the module and prints where it is.
+    Build {
+        /// Line or release of the kernel; all when not given.
+        #[arg(long)]
+        kernel: Option<String>,
+    },
+    /// Builds the module and proves what can be proved about it without running it.
+    Check {
+        /// Line or release of the kernel; all when not given.
+        #[arg(long)]
+        kernel: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Goodput of a dump, as a ratio to the limit measured in the same guest.
+    Dump {
+        #[command(flatten)]
+        guest: Guest,
+        /// Print one JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -46,7 +120,38 @@ enum Kernels {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().task {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Demo => demo::run(),
+        Task::Test { symbols } => test::run(Lane::Test, symbols),
+        Task::Ci => test::run(Lane::Ci, false),
+        Task::Kmod {
+            task: Kmod::Build { kernel },
+        } => for_kernels(kernel.as_deref(), |release| {
+            let modules = kmod::build(release, Variant::Product)?;
+            println!(
+                "{}\n{}",
+                modules.netdump.display(),
+                modules.crashme.display()
+            );
+            Ok(())
+        }),
+        Task::Kmod {
+            task: Kmod::Check { kernel },
+        } => for_kernels(kernel.as_deref(), kmod::check),
+        Task::Vm { guest, json } => vm::run(&guest, json),
+        Task::Bench {
+            task: Bench::Dump { guest, json },
+        } => bench::dump(&guest, json),
         Task::Kernels {
             task: Kernels::List,
         } => kernels::list(),
@@ -56,12 +161,22 @@ fn main() -> ExitCode {
         Task::Kernels {
             task: Kernels::Update,
         } => kernels::update(),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
+        Task::Sim { arguments } => {
+            let mut cargo = Command::new("cargo");
+            cargo
+                .args(["test", "--profile", "sim", "-p", "sim", "--"])
+                .args(arguments);
+            command::run(cargo.current_dir(cache::tree()))
         }
     }
+}
+
+/// Does the work for the kernel that was asked for, or for all.
+fn for_kernels(wanted: Option<&str>, work: impl Fn(&str) -> Result<()>) -> Result<()> {
+    tools::ensure()?;
+    let kernels = match wanted {
+        Some(wanted) => vec![packages::kernel(wanted)?],
+        None => packages::kernels()?,
+    };
+    kernels.iter().try_for_each(|kernel| work(&kernel.release))
 }
