@@ -4,9 +4,9 @@
 //!
 //! FORMAT is `elf`, `zstd[:LEVEL]`, `zlib[:LEVEL]` or `none`. Options are what some files do not
 //! say: `crashed=CPU`, `page-offset=HEX`, `image=FIRST_PFN:PAGES`; and `silent=CPU` (a CPU that did
-//! not answer), `offline=CPU`, `missing=`, `excluded=` and `unreadable=FIRST_PFN:PAGES` (hexadecimal), which show
-//! how a reader meets such pages. Made for trying debuggers on memory that QEMU's
-//! `dump-guest-memory` saved.
+//! not answer), `offline=CPU`, `missing=`, `excluded=` and `unreadable=FIRST_PFN:PAGES`
+//! (hexadecimal), which show how a reader meets such pages. Made for trying debuggers on memory
+//! that QEMU's `dump-guest-memory` saved.
 
 use std::path::Path;
 use std::time::Instant;

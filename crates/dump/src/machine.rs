@@ -30,8 +30,9 @@ pub struct Machine {
     pub ram: Vec<RamRange>,
     /// The text of the kernel's VMCOREINFO note as the kernel has it.
     pub vmcoreinfo: Vec<u8>,
-    /// All CPUs that were online, sorted by number. Readers give the registers to the online CPUs by
-    /// order, so an online CPU that did not answer must be listed too, and an offline one must not.
+    /// All CPUs that were online, sorted by number. Readers give the registers to the online CPUs
+    /// by order, so an online CPU that did not answer must be listed too, and an offline one must
+    /// not.
     pub cpus: Vec<Cpu>,
     /// The kernel's `nodename`; at most 64 bytes are kept, like in the two below.
     pub node: String,
@@ -41,11 +42,11 @@ pub struct Machine {
     pub version: String,
     /// When the host crashed, in seconds since 1970 UTC.
     pub crash_time_s: u64,
-    /// Virtual address at which the kernel maps physical address 0 (`page_offset_base`). KASLR moves
-    /// it and VMCOREINFO does not have it; only ELF needs it. 0 when unknown.
+    /// Virtual address at which the kernel maps physical address 0 (`page_offset_base`). KASLR
+    /// moves it and VMCOREINFO does not have it; only ELF needs it. 0 when unknown.
     pub page_offset: u64,
-    /// Where the kernel image (text, data, bss) lies in RAM, for the ELF segment that maps it at its
-    /// link address. `None` leaves that segment out; readers then walk the page tables.
+    /// Where the kernel image (text, data, bss) lies in RAM, for the ELF segment that maps it at
+    /// its link address. `None` leaves that segment out; readers then walk the page tables.
     pub kernel_image: Option<RamRange>,
 }
 

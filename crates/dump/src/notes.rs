@@ -25,7 +25,8 @@ const OWN_NAME: &[u8] = b"NETDUMP\0";
 const OWN_TYPE: u32 = 0x4e44;
 const OWN_VERSION: u32 = 1;
 
-/// Runs of unreadable and of missing pages that are listed in our note; the counts are always whole.
+/// Runs of unreadable and of missing pages that are listed in our note; the counts are always
+/// whole.
 pub(crate) const LISTED_RUNS_MAX: usize = 4096;
 
 const CPU_CAPTURED: u32 = 1;
@@ -106,7 +107,8 @@ pub(crate) struct Notes {
 }
 
 impl Notes {
-    /// One NT_PRSTATUS for each online CPU in the order of their numbers, then VMCOREINFO, then ours.
+    /// One NT_PRSTATUS for each online CPU in the order of their numbers, then VMCOREINFO, then
+    /// ours.
     pub(crate) fn encode(machine: &Machine, facts: &PageFacts) -> Self {
         let mut bytes = Vec::new();
         for cpu in &machine.cpus {
@@ -197,7 +199,8 @@ fn parse(bytes: &[u8]) -> Result<Parsed, (usize, String)> {
     Ok(parsed)
 }
 
-/// Gives registers to CPUs by order, as they were written; without our note CPUs are numbered by it.
+/// Gives registers to CPUs by order, as they were written; without our note CPUs are numbered by
+/// it.
 fn assign_registers(cpus: &mut Vec<Cpu>, registers: Vec<Gregs>) {
     if cpus.is_empty() {
         cpus.extend((0..).zip(registers).map(|(number, registers)| Cpu {
@@ -215,9 +218,9 @@ fn assign_registers(cpus: &mut Vec<Cpu>, registers: Vec<Gregs>) {
     }
 }
 
-/// `drgn` finds registers by pid = CPU number + 1 when VMCOREINFO has no CRASHTIME; `crash` gives the
-/// notes to the online CPUs by order. So a CPU that did not answer keeps its place with zeros, under
-/// pid 0, where `drgn` looks for no CPU.
+/// `drgn` finds registers by pid = CPU number + 1 when VMCOREINFO has no CRASHTIME; `crash` gives
+/// the notes to the online CPUs by order. So a CPU that did not answer keeps its place with zeros,
+/// under pid 0, where `drgn` looks for no CPU.
 fn prstatus(cpu: &Cpu) -> PrStatus {
     let mut status = PrStatus::new_zeroed();
     if let Some(registers) = cpu.registers {

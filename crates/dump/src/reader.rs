@@ -32,8 +32,8 @@ impl Reader {
     /// Opens a vmcore and reads everything but its pages.
     ///
     /// # Errors
-    /// [`DumpError::Io`]; [`DumpError::Malformed`]; [`DumpError::Unsupported`] for flattened and split files,
-    /// other architectures, and what is no vmcore at all.
+    /// [`DumpError::Io`]; [`DumpError::Malformed`]; [`DumpError::Unsupported`] for flattened and
+    /// split files, other architectures, and what is no vmcore at all.
     pub fn open(path: &Path) -> Result<Self, DumpError> {
         let input = Input::open(path)?;
         let magic: [u8; 8] = input.record("the first bytes", 0)?;
@@ -116,8 +116,8 @@ impl Reader {
     /// scraps otherwise.
     ///
     /// # Errors
-    /// [`DumpError::Malformed`] when the file is damaged at this page, [`DumpError::Unsupported`] when it is
-    /// compressed in a way that is not read here, [`DumpError::Io`].
+    /// [`DumpError::Malformed`] when the file is damaged at this page, [`DumpError::Unsupported`]
+    /// when it is compressed in a way that is not read here, [`DumpError::Io`].
     pub fn read_page(
         &mut self,
         pfn: Pfn,

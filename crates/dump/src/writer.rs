@@ -161,8 +161,8 @@ impl Writer {
     /// never given are missing: the file says that it is incomplete.
     ///
     /// # Errors
-    /// [`DumpError::Io`]; [`DumpError::Unsupported`] when pages that are not in the file would cut an ELF
-    /// file into more segments than it has room for.
+    /// [`DumpError::Io`]; [`DumpError::Unsupported`] when pages that are not in the file would cut
+    /// an ELF file into more segments than it has room for.
     pub fn finish(mut self) -> Result<Summary, DumpError> {
         let given =
             self.summary.data + self.summary.zero + self.summary.excluded + self.summary.unreadable;

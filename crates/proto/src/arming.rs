@@ -1,7 +1,8 @@
 //! What passes between the host's user space and the module: one message in, one status out.
 //!
-//! Both are fixed structures of little-endian integers without padding, so that a 32-bit tool, another compiler or a
-//! newer tool cannot disagree about them. The module takes a message only if every field is legal.
+//! Both are fixed structures of little-endian integers without padding, so that a 32-bit tool,
+//! another compiler or a newer tool cannot disagree about them. The module takes a message only if
+//! every field is legal.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -14,8 +15,8 @@ use crate::wire::{DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN};
 pub const MESSAGE_MAGIC: [u8; 4] = *b"NDam";
 /// First bytes of a status from the module.
 pub const STATUS_MAGIC: [u8; 4] = *b"NDst";
-/// Version of message and status. Tool and module must agree exactly: they are built from one source and installed
-/// together, and a mismatch is told as such.
+/// Version of message and status. Tool and module must agree exactly: they are built from one
+/// source and installed together, and a mismatch is told as such.
 pub const ABI_VERSION: u16 = 1;
 /// Servers one arming can name; they are tried in order.
 pub const SERVERS_MAX: usize = 4;
@@ -84,7 +85,8 @@ pub enum Command {
     Disarm,
 }
 
-/// Why the module refused a message. The discriminants are stable: the status carries them to user space.
+/// Why the module refused a message. The discriminants are stable: the status carries them to user
+/// space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The message is not [`MESSAGE_BYTES`] long.

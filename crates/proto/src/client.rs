@@ -1,9 +1,11 @@
-//! The client engine: from a crashed host's memory to sealed datagrams, and back from replies to what to do next.
+//! The client engine: from a crashed host's memory to sealed datagrams, and back from replies to
+//! what to do next.
 //!
-//! One entry and one exit. The caller gives what happened to [`Client::handle`] (in) and does what [`Client::poll`]
-//! (out) says until it says [`Step::WaitUntil`] or [`Step::Finished`]; [`Client::scratch`] is where it puts what a
-//! [`Step::Read`] asks for. All other methods are getters. `now` must not go back. After a `Send` with `more` the
-//! caller polls again before anything else, so that packets leave in trains.
+//! One entry and one exit. The caller gives what happened to [`Client::handle`] (in) and does what
+//! [`Client::poll`] (out) says until it says [`Step::WaitUntil`] or [`Step::Finished`];
+//! [`Client::scratch`] is where it puts what a [`Step::Read`] asks for. All other methods are
+//! getters. `now` must not go back. After a `Send` with `more` the caller polls again before
+//! anything else, so that packets leave in trains.
 //!
 //! ```text
 //! Read -> scratch -> composer (records, LZ4) -> packet in a pool buffer -> seal -> Send -> NIC
@@ -40,11 +42,11 @@ pub trait Pool {
 pub enum Input<'a> {
     /// A UDP payload arrived on the session's port. It is decrypted in place.
     Datagram(&'a mut [u8]),
-    /// The first so many bytes of the scratch buffer are what [`Step::Read`] asked for; see [`Want`] for what none
-    /// means.
+    /// The first so many bytes of the scratch buffer are what [`Step::Read`] asked for; see
+    /// [`Want`] for what none means.
     Filled(usize),
-    /// The pages that [`Want::Pages`] asked for are in the scratch buffer, [`crate::units::PAGE_BYTES`] each; one
-    /// status a page, in order.
+    /// The pages that [`Want::Pages`] asked for are in the scratch buffer,
+    /// [`crate::units::PAGE_BYTES`] each; one status a page, in order.
     Pages(&'a [PageStatus]),
 }
 
@@ -65,7 +67,8 @@ pub enum PageStatus {
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Send the first `len` bytes of buffer `slot` to the server; with `more`, another one follows at once.
+    /// Send the first `len` bytes of buffer `slot` to the server; with `more`, another one follows
+    /// at once.
     Send {
         /// The pool's buffer.
         slot: u16,
@@ -85,7 +88,8 @@ pub enum Step {
 /// What a [`Step::Read`] asks for. Answer with [`Input::Filled`], except for pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
-    /// The next older piece of the kernel log, the first one being the newest. No bytes: there is no more.
+    /// The next older piece of the kernel log, the first one being the newest. No bytes: there is
+    /// no more.
     Text,
     /// The [`crate::record::Cpu`] of the n-th CPU. No bytes: there is no more.
     Registers(u32),
@@ -106,7 +110,8 @@ pub enum Want {
     },
     /// The pages that the dump path itself writes: [`crate::record::WrittenRange`]s.
     Written,
-    /// The next piece of the State text; the first request makes the kernel write it. No bytes: there is no more.
+    /// The next piece of the State text; the first request makes the kernel write it. No bytes:
+    /// there is no more.
     State,
 }
 
@@ -199,7 +204,8 @@ impl Client {
         }
     }
 
-    /// In: begins a session. `hello` is completed by what the engine knows (packet size, slots, version).
+    /// In: begins a session. `hello` is completed by what the engine knows (packet size, slots,
+    /// version).
     pub fn start(&mut self, now: Instant, start: &Start<'_>, hello: &Hello) {
         let datagram_bytes = start
             .datagram_bytes
@@ -225,8 +231,8 @@ impl Client {
         self.composer.start(&hello);
     }
 
-    /// In: takes what happened. A datagram that is not a genuine, current reply is refused with the reason and changes
-    /// nothing.
+    /// In: takes what happened. A datagram that is not a genuine, current reply is refused with the
+    /// reason and changes nothing.
     pub fn handle(&mut self, now: Instant, input: Input<'_>) -> Result<(), Reject> {
         match input {
             Input::Datagram(datagram) => return self.datagram(now, datagram),
@@ -394,9 +400,9 @@ impl Default for Client {
 }
 
 impl Heard {
-    /// Whether `self` was sent after `before`. Within an incarnation the packet number tells. A new incarnation (the
-    /// server was restarted) is believed if it knows at least as much as the old one did: replays of an older
-    /// incarnation know less.
+    /// Whether `self` was sent after `before`. Within an incarnation the packet number tells. A new
+    /// incarnation (the server was restarted) is believed if it knows at least as much as the old
+    /// one did: replays of an older incarnation know less.
     fn follows(self, before: Self) -> bool {
         if self.incarnation == before.incarnation {
             self.number > before.number

@@ -1,5 +1,5 @@
-//! From a host's long-lived secret to the two keys of one session. Runs when a host is armed and when the server
-//! meets a session; never after the crash.
+//! From a host's long-lived secret to the two keys of one session. Runs when a host is armed and
+//! when the server meets a session; never after the crash.
 
 use hkdf::Hkdf;
 use sha2::Sha256;
@@ -11,7 +11,8 @@ pub const KEY_BYTES: usize = 32;
 
 /// The HKDF salt: separates this version of the protocol from every other use of the same secret.
 const SALT: &[u8] = b"netdump/1";
-/// Purpose of the keys of client packets. A further purpose (console, enrolment) gets a label of its own.
+/// Purpose of the keys of client packets. A further purpose (console, enrolment) gets a label of
+/// its own.
 const CLIENT_LABEL: &[u8] = b"dump client";
 /// Purpose of the keys of server packets.
 const SERVER_LABEL: &[u8] = b"dump server";
@@ -30,8 +31,8 @@ pub struct SessionKeys {
 }
 
 impl Secret {
-    /// The keys of session `id`: HKDF-SHA256 (RFC 5869) over the secret, a fixed salt, the direction's label and the
-    /// identifiers as 16 little-endian bytes (key, then arming).
+    /// The keys of session `id`: HKDF-SHA256 (RFC 5869) over the secret, a fixed salt, the
+    /// direction's label and the identifiers as 16 little-endian bytes (key, then arming).
     #[must_use]
     pub fn session_keys(&self, id: SessionId) -> SessionKeys {
         SessionKeys {

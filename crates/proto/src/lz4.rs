@@ -1,9 +1,9 @@
 //! LZ4 block compression that cannot panic and needs no stack to speak of.
 //!
-//! The format is LZ4's block format (lz4_Block_format.md of the LZ4 project): sequences of literals and a match at
-//! most 65535 bytes back, the last five bytes literals, the last match beginning at least twelve bytes before the
-//! end. The matcher is greedy with one hash probe a position and takes bigger strides the longer nothing matches, so
-//! incompressible blocks are given up cheaply.
+//! The format is LZ4's block format (lz4_Block_format.md of the LZ4 project): sequences of literals
+//! and a match at most 65535 bytes back, the last five bytes literals, the last match beginning at
+//! least twelve bytes before the end. The matcher is greedy with one hash probe a position and
+//! takes bigger strides the longer nothing matches, so incompressible blocks are given up cheaply.
 
 use crate::record::BLOCK_BYTES;
 
@@ -35,8 +35,9 @@ impl Table {
         Self([0; TABLE_ENTRIES])
     }
 
-    /// Compresses `input` (at most [`BLOCK_BYTES`] bytes) into `output` and returns the length, or `None` if it does
-    /// not fit: a caller that gives an output shorter than the input learns that the block does not shrink.
+    /// Compresses `input` (at most [`BLOCK_BYTES`] bytes) into `output` and returns the length, or
+    /// `None` if it does not fit: a caller that gives an output shorter than the input learns that
+    /// the block does not shrink.
     #[must_use]
     pub fn compress(&mut self, input: &[u8], output: &mut [u8]) -> Option<usize> {
         if input.len() > BLOCK_BYTES {
@@ -76,7 +77,8 @@ impl Table {
             )?;
             at = start.wrapping_add(length);
             literals_from = at;
-            // The position just before the next probe is worth remembering: runs and repeats match there.
+            // The position just before the next probe is worth remembering: runs and repeats match
+            // there.
             if let Some(word) = word_at(input, at.wrapping_sub(2)) {
                 self.swap(word, at.wrapping_sub(2))?;
             }
@@ -85,7 +87,8 @@ impl Table {
         Some(out.written)
     }
 
-    /// Remembers that `word` stands at `at`; returns where it, or one of the same hash, stood before.
+    /// Remembers that `word` stands at `at`; returns where it, or one of the same hash, stood
+    /// before.
     fn swap(&mut self, word: u32, at: usize) -> Option<usize> {
         let hash = word.wrapping_mul(HASH_MULTIPLIER) >> (u32::BITS - TABLE_BITS);
         let entry = self.0.get_mut(usize::try_from(hash).ok()?)?;

@@ -1,4 +1,5 @@
-//! Records: the typed pieces of the stream, their encoding, and the decoder that turns stream bytes into them.
+//! Records: the typed pieces of the stream, their encoding, and the decoder that turns stream bytes
+//! into them.
 //!
 //! ```text
 //!  byte 0      1       2        4         8                16
@@ -6,8 +7,8 @@
 //!       | kind | codec | pages  | length  | argument       | body (length)  |
 //!       +------+-------+--------+---------+----------------+----------------+
 //! ```
-//! All integers are little-endian. Records follow each other without padding. What the argument is depends on the kind:
-//! a pfn, a CPU, a piece number, or nothing (then zero).
+//! All integers are little-endian. Records follow each other without padding. What the argument is
+//! depends on the kind: a pfn, a CPU, a piece number, or nothing (then zero).
 
 use lz4_flex::block::decompress_into;
 use xxhash_rust::xxh3::Xxh3Default;
@@ -26,7 +27,8 @@ const _: () = assert!(size_of::<Cpu>() == 256);
 pub const BLOCK_PAGES: usize = 8;
 /// Bytes of a full block before encoding.
 pub const BLOCK_BYTES: usize = BLOCK_PAGES * PAGE_BYTES;
-/// The longest body a record may have. A block that LZ4 does not shrink is sent raw, so nothing is longer.
+/// The longest body a record may have. A block that LZ4 does not shrink is sent raw, so nothing is
+/// longer.
 pub const BODY_BYTES_MAX: usize = BLOCK_BYTES;
 /// Ranges of System RAM a memory map may hold.
 pub const RAM_RANGES_MAX: usize = 512;
@@ -41,16 +43,18 @@ pub const PFN_MAX: u64 = (1 << 40) - 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Kind {
-    /// Who crashed, of what, under which kernel: [`Hello`]. Always the first record of a stream, and only there.
+    /// Who crashed, of what, under which kernel: [`Hello`]. Always the first record of a stream,
+    /// and only there.
     Hello = 1,
-    /// A piece of the kernel log up to the crash. Argument: piece number, 0 the newest; later pieces are older.
+    /// A piece of the kernel log up to the crash. Argument: piece number, 0 the newest; later
+    /// pieces are older.
     Text = 2,
     /// One CPU: [`Cpu`]. Argument: the CPU's number.
     Registers = 3,
     /// VMCOREINFO as the kernel has it: lines of text.
     Notes = 4,
-    /// Ranges of System RAM: [`RamRange`]s, ascending and disjoint. All pages of all of them are accounted for in the
-    /// stream, as one of the next four kinds.
+    /// Ranges of System RAM: [`RamRange`]s, ascending and disjoint. All pages of all of them are
+    /// accounted for in the stream, as one of the next four kinds.
     MemoryMap = 5,
     /// A block: `pages` pages from the argument's pfn on, raw or LZ4-compressed together.
     Pages = 6,
@@ -62,8 +66,8 @@ pub enum Kind {
     Excluded = 9,
     /// All pages are sent: [`Totals`].
     Totals = 10,
-    /// Pages that the dump path itself writes, so that they may differ from what they held at the crash:
-    /// [`WrittenRange`]s.
+    /// Pages that the dump path itself writes, so that they may differ from what they held at the
+    /// crash: [`WrittenRange`]s.
     Written = 11,
     /// A piece of task and memory state as text. Argument: piece number, ascending.
     State = 12,
@@ -199,7 +203,8 @@ pub struct Cpu {
     pub task: U64,
     /// Its name.
     pub comm: [u8; 16],
-    /// General registers in the order of the kernel's `user_regs_struct` (r15 ... gs). Valid if captured.
+    /// General registers in the order of the kernel's `user_regs_struct` (r15 ... gs). Valid if
+    /// captured.
     pub registers: [U64; 27],
 }
 
@@ -250,8 +255,8 @@ pub struct WrittenRange {
     pub first: U64,
     /// Number of pages.
     pub pages: U32,
-    /// What they are: 1 module, 2 transmit pool, 3 page reserve, 4 stacks, 5 per-CPU data, 6 log buffer, 7 network
-    /// device, 8 other.
+    /// What they are: 1 module, 2 transmit pool, 3 page reserve, 4 stacks, 5 per-CPU data, 6 log
+    /// buffer, 7 network device, 8 other.
     pub kind: U32,
 }
 
@@ -283,9 +288,10 @@ pub struct Totals {
     pub digest: U64,
 }
 
-/// Digest over the contents of all blocks: XXH3-64 (seed 0) over, for each block in stream order, its first pfn as 8
-/// little-endian bytes and its pages before compression. Packets are authenticated one by one; this one proves that
-/// compression, storage and decompression were faithful from the host's memory to the vmcore.
+/// Digest over the contents of all blocks: XXH3-64 (seed 0) over, for each block in stream order,
+/// its first pfn as 8 little-endian bytes and its pages before compression. Packets are
+/// authenticated one by one; this one proves that compression, storage and decompression were
+/// faithful from the host's memory to the vmcore.
 #[derive(Clone)]
 pub struct PageDigest(Xxh3Default);
 
@@ -325,7 +331,8 @@ struct RawRecord {
     argument: U64,
 }
 
-/// The header that goes before a body of `length` bytes. `pages` and `codec` have a meaning for blocks only.
+/// The header that goes before a body of `length` bytes. `pages` and `codec` have a meaning for
+/// blocks only.
 #[must_use]
 pub fn header(
     kind: Kind,
@@ -606,7 +613,8 @@ impl RawRecord {
     }
 }
 
-/// The memory map in `body`, if it is legal: at least one range, ascending, disjoint, inside [`PFN_MAX`].
+/// The memory map in `body`, if it is legal: at least one range, ascending, disjoint, inside
+/// [`PFN_MAX`].
 #[must_use]
 pub fn ram_map(body: &[u8]) -> Option<&[RamRange]> {
     let ranges = <[RamRange]>::ref_from_bytes(body).ok()?;

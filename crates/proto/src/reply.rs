@@ -1,4 +1,5 @@
-//! The reply: what a server tells a client, all of it in every packet, so that losing some costs nothing.
+//! The reply: what a server tells a client, all of it in every packet, so that losing some costs
+//! nothing.
 //!
 //! ```text
 //!  byte 0      8             16      24            28       30        31       32          36       38
@@ -14,8 +15,8 @@ use crate::time::Micros;
 use crate::units::PacketNumber;
 use crate::wire::{HEADER_BYTES, INCARNATION_BYTES, SERVER_OVERHEAD};
 
-/// Packets that may be in flight at most: the reach of the bitmap. At 1424 bytes a packet this is 5.8 MB, at 8924
-/// bytes 36 MB: 10 Gbit/s over 29 ms.
+/// Packets that may be in flight at most: the reach of the bitmap. At 1424 bytes a packet this is
+/// 5.8 MB, at 8924 bytes 36 MB: 10 Gbit/s over 29 ms.
 pub const WINDOW_PACKETS_MAX: usize = 4096;
 /// Bytes of the longest bitmap.
 pub const BITMAP_BYTES_MAX: usize = WINDOW_PACKETS_MAX / 8;
@@ -32,7 +33,8 @@ pub enum Verdict {
     /// Not decided: the client sends everything before the pages, then waits.
     #[default]
     Undecided,
-    /// The whole dump. `filter` says which pages are left out (makedumpfile's dump levels 0 to 31; 0 is none).
+    /// The whole dump. `filter` says which pages are left out (makedumpfile's dump levels 0 to 31;
+    /// 0 is none).
     Full {
         /// The filter level.
         filter: u8,
@@ -91,9 +93,10 @@ struct RawReply {
 }
 
 impl Reply {
-    /// Writes the reply's payload where [`crate::wire::seal_server`] expects it in `datagram`. Bit `i` (least
-    /// significant first) of `bitmap` tells that packet `next + 1 + i` is received. Returns the payload's length, or
-    /// `None` if `datagram` or `bitmap` have not the sizes this module names.
+    /// Writes the reply's payload where [`crate::wire::seal_server`] expects it in `datagram`. Bit
+    /// `i` (least significant first) of `bitmap` tells that packet `next + 1 + i` is received.
+    /// Returns the payload's length, or `None` if `datagram` or `bitmap` have not the sizes this
+    /// module names.
     #[must_use]
     pub fn encode(&self, bitmap: &[u8], datagram: &mut [u8]) -> Option<usize> {
         let bitmap_bytes = u16::try_from(bitmap.len()).ok()?;
@@ -132,8 +135,8 @@ impl Reply {
         FIXED_BYTES.checked_add(bitmap.len())
     }
 
-    /// Reads an opened reply's payload: the reply and its bitmap. `None` if it is malformed: the server that sealed it
-    /// is broken or of a version that was not agreed on, and it is ignored.
+    /// Reads an opened reply's payload: the reply and its bitmap. `None` if it is malformed: the
+    /// server that sealed it is broken or of a version that was not agreed on, and it is ignored.
     #[must_use]
     pub fn decode(payload: &[u8]) -> Option<(Self, &[u8])> {
         let (raw, bitmap) = RawReply::ref_from_prefix(payload).ok()?;

@@ -1,7 +1,8 @@
 //! The seal: ChaCha20-Poly1305 as RFC 8439 composes it, and its extended-nonce variant.
 //!
-//! Composed here from the two primitives because the finished construction in `chacha20poly1305` keeps a panic path
-//! (its keystream position is unwrapped), which the module must not link. A test holds both equal.
+//! Composed here from the two primitives because the finished construction in `chacha20poly1305`
+//! keeps a panic path (its keystream position is unwrapped), which the module must not link. A test
+//! holds both equal.
 
 use chacha20::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
 use chacha20::{ChaCha20, XChaCha20};
@@ -25,7 +26,8 @@ pub(crate) enum Nonce {
     Long([u8; 24]),
 }
 
-/// Encrypts `body` in place and returns the tag over `clear` and it. `None` only past 256 GiB of keystream.
+/// Encrypts `body` in place and returns the tag over `clear` and it. `None` only past 256 GiB of
+/// keystream.
 #[must_use]
 pub(crate) fn seal(
     key: &[u8; KEY_BYTES],
@@ -39,7 +41,8 @@ pub(crate) fn seal(
     }
 }
 
-/// Checks the tag over `clear` and `body`, then decrypts `body` in place. A wrong tag leaves `body` as it was.
+/// Checks the tag over `clear` and `body`, then decrypts `body` in place. A wrong tag leaves `body`
+/// as it was.
 #[must_use]
 pub(crate) fn open(
     key: &[u8; KEY_BYTES],

@@ -1,11 +1,13 @@
-//! The server engine: one session's datagrams in, the stream in order out, and the replies that steer the client.
+//! The server engine: one session's datagrams in, the stream in order out, and the replies that
+//! steer the client.
 //!
-//! One entry, [`Session::handle`] (in), gives stream bytes in order to its caller; one exit, [`Session::reply`] (out),
-//! makes the reply that is due by [`Session::reply_at`]. The contract that makes an acknowledgement worth something:
-//! **the caller writes what `handle` delivered before it calls `reply`**. `now` must not go back.
+//! One entry, [`Session::handle`] (in), gives stream bytes in order to its caller; one exit,
+//! [`Session::reply`] (out), makes the reply that is due by [`Session::reply_at`]. The contract
+//! that makes an acknowledgement worth something: **the caller writes what `handle` delivered
+//! before it calls `reply`**. `now` must not go back.
 //!
-//! What arrives ahead of its turn is kept in a [`Hold`] of the caller's, so that the caller owns, bounds and counts
-//! that memory.
+//! What arrives ahead of its turn is kept in a [`Hold`] of the caller's, so that the caller owns,
+//! bounds and counts that memory.
 
 use crate::keys::SessionKeys;
 use crate::reply::{
@@ -31,8 +33,8 @@ const _: () = assert!(
 
 /// Where packets wait that arrived ahead of their turn.
 pub trait Hold {
-    /// Keeps the packet's share of the stream. `false`: there is no room; the packet then counts as not received and
-    /// the client sends it again.
+    /// Keeps the packet's share of the stream. `false`: there is no room; the packet then counts as
+    /// not received and the client sends it again.
     fn keep(&mut self, number: PacketNumber, bytes: &[u8]) -> bool;
 
     /// Gives back what was kept and forgets it; `None` if it was not kept.
@@ -52,9 +54,11 @@ pub struct Statistics {
     pub replies: u64,
 }
 
-/// One session as the server sees it. About 700 bytes; what waits for its turn is in the caller's [`Hold`].
+/// One session as the server sees it. About 700 bytes; what waits for its turn is in the caller's
+/// [`Hold`].
 ///
-/// Invariant: bit `n mod 4096` of `ahead` is set exactly if packet `n` in `next + 1 .. next + 4096` is in the hold.
+/// Invariant: bit `n mod 4096` of `ahead` is set exactly if packet `n` in `next + 1 .. next + 4096`
+/// is in the hold.
 pub struct Session {
     id: SessionId,
     keys: SessionKeys,
@@ -79,9 +83,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session whose stream begins with packet `first` of attempt `attempt` (both from the header of a
-    /// [`Kind::First`] packet) and of which everything below `next` has been written already: `first` for a new
-    /// session, more for one that goes on from its spool.
+    /// A session whose stream begins with packet `first` of attempt `attempt` (both from the header
+    /// of a [`Kind::First`] packet) and of which everything below `next` has been written already:
+    /// `first` for a new session, more for one that goes on from its spool.
     ///
     /// `incarnation` is 16 fresh random bytes, never given to another `Session`.
     #[must_use]
@@ -116,8 +120,9 @@ impl Session {
         }
     }
 
-    /// In: takes a client's datagram, which is decrypted in place, and delivers what it completes of the stream, in
-    /// order. A datagram that is not a genuine packet of this session is refused with the reason and changes nothing.
+    /// In: takes a client's datagram, which is decrypted in place, and delivers what it completes
+    /// of the stream, in order. A datagram that is not a genuine packet of this session is refused
+    /// with the reason and changes nothing.
     pub fn handle(
         &mut self,
         now: Instant,
@@ -157,7 +162,8 @@ impl Session {
         Ok(())
     }
 
-    /// Out: makes the reply in `out` ([`crate::reply::REPLY_BYTES_MAX`] bytes) and returns its length.
+    /// Out: makes the reply in `out` ([`crate::reply::REPLY_BYTES_MAX`] bytes) and returns its
+    /// length.
     #[must_use]
     pub fn reply(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         self.credit_end = self.credit_end.max(self.next.plus(self.credit));
@@ -213,8 +219,8 @@ impl Session {
         self.action = action;
     }
 
-    /// In: how many packets beyond the last one written the client may send; at most [`WINDOW_PACKETS_MAX`]. What was
-    /// granted before stays granted.
+    /// In: how many packets beyond the last one written the client may send; at most
+    /// [`WINDOW_PACKETS_MAX`]. What was granted before stays granted.
     pub fn set_credit(&mut self, packets: u64) {
         self.credit = packets.min(WINDOW);
     }

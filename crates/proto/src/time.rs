@@ -1,11 +1,13 @@
-//! Time as the engines see it: microseconds since an epoch of the caller's choice, never read from a clock here.
+//! Time as the engines see it: microseconds since an epoch of the caller's choice, never read from
+//! a clock here.
 
 use core::ops::{Add, Sub};
 
-/// A point in time, in microseconds since the caller's epoch (boot, process start, zero of a simulation).
+/// A point in time, in microseconds since the caller's epoch (boot, process start, zero of a
+/// simulation).
 ///
-/// Only differences have a meaning. An engine expects every `now` it is given to be at least the last one; a smaller
-/// one is harmless (durations saturate at zero) and merely delays timers.
+/// Only differences have a meaning. An engine expects every `now` it is given to be at least the
+/// last one; a smaller one is harmless (durations saturate at zero) and merely delays timers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(u64);
 
@@ -67,7 +69,8 @@ impl Micros {
         Self(self.0.saturating_mul(n))
     }
 
-    /// `self` shifted right by `bits`: a cheap division by a power of two. Shifts of 64 and more give zero.
+    /// `self` shifted right by `bits`: a cheap division by a power of two. Shifts of 64 and more
+    /// give zero.
     #[must_use]
     pub const fn shr(self, bits: u32) -> Self {
         match self.0.checked_shr(bits) {

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-/// Bytes in a page. The wire format knows no other page size; a host with another one is refused when it is armed.
+/// Bytes in a page. The wire format knows no other page size; a host with another one is refused
+/// when it is armed.
 pub const PAGE_BYTES: usize = 4096;
 
 /// A page frame number: physical address divided by [`PAGE_BYTES`].
@@ -17,8 +18,8 @@ impl Pfn {
     }
 }
 
-/// Number of a packet of one direction under one key. It is the nonce of the packet's seal, so it never goes back
-/// while the key lives.
+/// Number of a packet of one direction under one key. It is the nonce of the packet's seal, so it
+/// never goes back while the key lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PacketNumber(pub u64);
 
@@ -40,12 +41,13 @@ impl PacketNumber {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub u64);
 
-/// Names one arming of one host towards one server. Public; chosen at random at each arming, so that the session's
-/// keys are never derived twice.
+/// Names one arming of one host towards one server. Public; chosen at random at each arming, so
+/// that the session's keys are never derived twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ArmingId(pub u64);
 
-/// Names a session: a host's key and one arming under it. An armed host crashes once, then reboots and is armed anew.
+/// Names a session: a host's key and one arming under it. An armed host crashes once, then reboots
+/// and is armed anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId {
     /// The host's key.

@@ -8,8 +8,8 @@
 //! reply | same header, kind = 3                             |                | incarnation (16)  | sealed ... | tag |
 //! ```
 //! All integers are little-endian. The header (and the incarnation) is the seal's associated data.
-//! Parsing judges everything it returns: a [`Header`] is well formed, but only [`open_client`] or [`open_server`]
-//! says that it is genuine.
+//! Parsing judges everything it returns: a [`Header`] is well formed, but only [`open_client`] or
+//! [`open_server`] says that it is genuine.
 
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -21,7 +21,8 @@ use crate::units::{ArmingId, KeyId, PacketNumber, SessionId};
 
 /// The UDP port of both ends.
 pub const PORT: u16 = 6666;
-/// First bytes of every datagram. The first one is no text (netconsole) and no version or magic of the 2002 protocol.
+/// First bytes of every datagram. The first one is no text (netconsole) and no version or magic of
+/// the 2002 protocol.
 pub const MAGIC: [u8; 4] = [0xFE, b'N', b'D', 1];
 /// Bytes of the clear header.
 pub const HEADER_BYTES: usize = size_of::<RawHeader>();
@@ -35,13 +36,15 @@ pub const INCARNATION_BYTES: usize = 16;
 pub const SERVER_OVERHEAD: usize = HEADER_BYTES + INCARNATION_BYTES + TAG_BYTES;
 /// The largest UDP payload anybody sends: an MTU of 9000 less IPv4 and UDP headers.
 pub const DATAGRAM_BYTES_MAX: usize = 9000 - 28;
-/// The smallest UDP payload a client may be configured for: an MTU of 576 less the largest IPv4 and UDP headers.
+/// The smallest UDP payload a client may be configured for: an MTU of 576 less the largest IPv4 and
+/// UDP headers.
 pub const DATAGRAM_BYTES_MIN: usize = 508;
 
 /// What a datagram is, readable before it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// From a client: the first packet of an attempt. Its packet number is where the attempt's stream begins.
+    /// From a client: the first packet of an attempt. Its packet number is where the attempt's
+    /// stream begins.
     First,
     /// From a client: a later packet of an attempt.
     Data,
@@ -167,9 +170,9 @@ impl Header {
     }
 }
 
-/// Seals a client datagram in place: `buffer` holds `payload` stream bytes at offset [`HEADER_BYTES`]; header and tag
-/// are written around them. Returns the datagram's length, or `None` if `buffer` is too small, which a caller that
-/// sized it by [`CLIENT_OVERHEAD`] never sees.
+/// Seals a client datagram in place: `buffer` holds `payload` stream bytes at offset
+/// [`HEADER_BYTES`]; header and tag are written around them. Returns the datagram's length, or
+/// `None` if `buffer` is too small, which a caller that sized it by [`CLIENT_OVERHEAD`] never sees.
 #[must_use]
 pub fn seal_client(
     key: &[u8; KEY_BYTES],
@@ -203,11 +206,11 @@ pub fn open_client<'a>(
     Ok(body)
 }
 
-/// Seals a reply in place: `buffer` holds `payload` bytes at offset [`HEADER_BYTES`] + [`INCARNATION_BYTES`].
-/// Returns the datagram's length, or `None` if `buffer` is too small.
+/// Seals a reply in place: `buffer` holds `payload` bytes at offset [`HEADER_BYTES`] +
+/// [`INCARNATION_BYTES`]. Returns the datagram's length, or `None` if `buffer` is too small.
 ///
-/// The nonce is XChaCha20's 24 bytes: the incarnation (random, one a server process) and the packet number. A server
-/// that was killed and forgot its numbers can therefore never reuse one.
+/// The nonce is XChaCha20's 24 bytes: the incarnation (random, one a server process) and the packet
+/// number. A server that was killed and forgot its numbers can therefore never reuse one.
 #[must_use]
 pub fn seal_server(
     key: &[u8; KEY_BYTES],

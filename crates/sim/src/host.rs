@@ -1,4 +1,5 @@
-//! The simulated host: the client engine, its transmit buffers, and the answers to what it asks for.
+//! The simulated host: the client engine, its transmit buffers, and the answers to what it asks
+//! for.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! One direction of the link: what becomes of a packet, and counts that prove that each fault really happened.
+//! One direction of the link: what becomes of a packet, and counts that prove that each fault
+//! really happened.
 
 use crate::options::LinkOptions;
 use crate::random::Random;

@@ -1,4 +1,5 @@
-//! `cargo xtask sim`: runs worlds by seed. One seed prints its options and its report; many print a line of progress.
+//! `cargo xtask sim`: runs worlds by seed. One seed prints its options and its report; many print a
+//! line of progress.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! The memory of a simulated host: every page's contents follow from the seed, so that nothing needs to be stored.
+//! The memory of a simulated host: every page's contents follow from the seed, so that nothing
+//! needs to be stored.
 
 use proto::client::{PageStatus, Pass};
 use proto::record::RamRange;

@@ -9,7 +9,8 @@ use crate::random::Random;
 pub struct LinkOptions {
     /// One-way delay of every packet, in microseconds.
     pub delay_us: u64,
-    /// Mean of an exponential delay on top, in microseconds: what makes packets overtake each other.
+    /// Mean of an exponential delay on top, in microseconds: what makes packets overtake each
+    /// other.
     pub jitter_us: u64,
     /// Packets lost, of 1000.
     pub loss_permille: u32,

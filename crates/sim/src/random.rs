@@ -1,6 +1,7 @@
 //! The generator all draws come from: xorshift64*, written here so that its stream never changes.
 
-/// A seeded generator. Each component has its own fork, so that one more draw in one does not disturb another.
+/// A seeded generator. Each component has its own fork, so that one more draw in one does not
+/// disturb another.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -39,8 +40,8 @@ impl Random {
         self.below(1000) < u64::from(permille)
     }
 
-    /// An exponentially distributed number with the given mean, in integers: the number of fair 1-in-16 trials that
-    /// fail, scaled. Never more than 12 times the mean.
+    /// An exponentially distributed number with the given mean, in integers: the number of fair
+    /// 1-in-16 trials that fail, scaled. Never more than 12 times the mean.
     pub fn exponential(&mut self, mean: u64) -> u64 {
         let mut sixteenths = 0;
         while sixteenths < 192 && self.below(16) != 0 {

@@ -1,8 +1,8 @@
 //! The composer: in which order what is asked for and how it becomes stream bytes.
 //!
-//! At any time there is at most one record on its way into packets: a short head (header, run length) and a body that
-//! lies in the scratch buffer or, compressed, in the block buffer. Nothing is asked for while a record is pending, so
-//! the scratch buffer is never overwritten under it.
+//! At any time there is at most one record on its way into packets: a short head (header, run
+//! length) and a body that lies in the scratch buffer or, compressed, in the block buffer. Nothing
+//! is asked for while a record is pending, so the scratch buffer is never overwritten under it.
 
 use zerocopy::IntoBytes;
 
@@ -254,7 +254,8 @@ impl Composer {
                     if next < STATE_PIECES_MAX { more } else { end },
                 )
             }
-            // Nothing was asked for, or pages were: a caller's mistake that must not spoil the stream.
+            // Nothing was asked for, or pages were: a caller's mistake that must not spoil the
+            // stream.
             Stage::Verdict
             | Stage::Pages { .. }
             | Stage::Totals
@@ -410,7 +411,8 @@ impl Composer {
                 return Advance::Composed;
             }
             Content::Data => {
-                // A run that lies before the block goes first; the block is taken up again afterwards.
+                // A run that lies before the block goes first; the block is taken up again
+                // afterwards.
                 if self.run.is_some() {
                     return self.flush_run();
                 }

@@ -1,8 +1,10 @@
-//! The window: which packets are under way, which are lost, when to send them again and how many may be under way.
+//! The window: which packets are under way, which are lost, when to send them again and how many
+//! may be under way.
 //!
-//! Packet `n` lives in slot `n mod slots` from the time it is sealed until the reply that acknowledges it and all
-//! before it, so the pool of transmit buffers is the retransmission buffer. Loss is told by order of sending: when
-//! something that left later has arrived, and by time: when nothing arrives at all. Only what is lost is sent again.
+//! Packet `n` lives in slot `n mod slots` from the time it is sealed until the reply that
+//! acknowledges it and all before it, so the pool of transmit buffers is the retransmission buffer.
+//! Loss is told by order of sending: when something that left later has arrived, and by time: when
+//! nothing arrives at all. Only what is lost is sent again.
 
 use crate::client::Pool;
 use crate::reply::{FIRST_CREDIT_PACKETS, Reply};
@@ -12,17 +14,18 @@ use crate::units::PacketNumber;
 /// Slots the window can keep book of.
 pub const SLOTS_MAX: u16 = 1024;
 const SLOTS: usize = 1024;
-/// A packet is lost when one that was sent this many sends later has arrived. Links that reorder more than this cost
-/// some needless resends, which the server counts.
+/// A packet is lost when one that was sent this many sends later has arrived. Links that reorder
+/// more than this cost some needless resends, which the server counts.
 const REORDER_SENDS: u64 = 16;
 /// Packets under way at the start; doubles every round trip.
 const CONGESTION_START: u32 = 32;
 /// Packets that may be under way however bad the link is.
 const CONGESTION_MIN: u32 = 16;
-/// A round trip that lost more than one packet in this many shrinks what may be under way; less than that is taken for
-/// noise on the link, which slowing down does not cure.
+/// A round trip that lost more than one packet in this many shrinks what may be under way; less
+/// than that is taken for noise on the link, which slowing down does not cure.
 const LOSS_TOLERATED: u64 = 6;
-/// Time without progress after which the oldest packet is sent again, before any round trip was measured.
+/// Time without progress after which the oldest packet is sent again, before any round trip was
+/// measured.
 const TIMEOUT_START: Micros = Micros::from_millis(200);
 /// The shortest such time: a virtual machine's neighbours may hold its packets for this long.
 const TIMEOUT_MIN: Micros = Micros::from_millis(20);
@@ -69,8 +72,8 @@ pub struct Statistics {
     pub replies: u64,
 }
 
-/// Invariants: `base <= next <= base + slots`; every packet in `base..next` has a slot that is not free; `flying` and
-/// `lost` count the slots of that state.
+/// Invariants: `base <= next <= base + slots`; every packet in `base..next` has a slot that is not
+/// free; `flying` and `lost` count the slots of that state.
 pub(super) struct Window {
     slots: [Slot; SLOTS],
     /// Slots in use less one; a power of two less one.
@@ -95,7 +98,8 @@ pub(super) struct Window {
     statistics: Statistics,
 }
 
-/// What one round trip's worth of packets lost: from the packet that was next when it began until that one arrives.
+/// What one round trip's worth of packets lost: from the packet that was next when it began until
+/// that one arrives.
 #[derive(Clone, Copy)]
 struct Round {
     end: PacketNumber,
@@ -232,8 +236,8 @@ impl Window {
         (self.timer_from + self.timeout()).max(now + Micros::new(1))
     }
 
-    /// Reacts to the passing of time: without progress for too long, the oldest packet counts as lost; with nothing
-    /// under way, the last packet is sent once more to make the server speak.
+    /// Reacts to the passing of time: without progress for too long, the oldest packet counts as
+    /// lost; with nothing under way, the last packet is sent once more to make the server speak.
     pub(super) fn on_time(&mut self, now: Instant) {
         if now.since(self.timer_from) < self.timeout() || self.next == self.first {
             return;

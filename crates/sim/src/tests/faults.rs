@@ -1,4 +1,5 @@
-//! That each fault really happens, about as often as asked, and that a mutant without recovery fails.
+//! That each fault really happens, about as often as asked, and that a mutant without recovery
+//! fails.
 
 use super::complete;
 use crate::options::LinkOptions;

@@ -1,5 +1,5 @@
-//! How long a dump takes over a grid of loss and round trip, as a table in the repository: a slower protocol is a
-//! visible change. `UPDATE_SNAPSHOTS=1 cargo test -p sim` writes it anew.
+//! How long a dump takes over a grid of loss and round trip, as a table in the repository: a slower
+//! protocol is a visible change. `UPDATE_SNAPSHOTS=1 cargo test -p sim` writes it anew.
 
 use std::fmt::Write;
 use std::path::Path;
