@@ -86,7 +86,8 @@ struct Memory {
     other: u64,
 }
 
-/// Arms this host: finds the way to the server, loads the module if need be, and hands it the arming.
+/// Arms this host: finds the way to the server, loads the module if need be, and hands it the
+/// arming.
 ///
 /// Everything that can be found wrong without the module is found before it is loaded.
 pub fn arm(request: &Request) -> Result<Armed> {
@@ -139,7 +140,8 @@ pub fn disarm() -> Result<()> {
     module::unload()
 }
 
-/// The message to the module, with a session of its own: random, so that no key is ever derived twice.
+/// The message to the module, with a session of its own: random, so that no key is ever derived
+/// twice.
 fn arming(key: &HostKey, way: &Way) -> Result<(Arming, SessionId)> {
     let mut random = [0; 8];
     fill_random(&mut random)?;

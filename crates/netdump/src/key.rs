@@ -15,8 +15,8 @@ use proto::keys::{KEY_BYTES, Secret};
 use proto::units::KeyId;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// The name of a host: 1 to [`HOST_NAME_BYTES_MAX`] letters, digits, `.`, `_`, `-`, the first a letter
-/// or a digit. Safe as a path component by construction.
+/// The name of a host: 1 to [`HOST_NAME_BYTES_MAX`] letters, digits, `.`, `_`, `-`, the first a
+/// letter or a digit. Safe as a path component by construction.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostName(String);
 
@@ -45,8 +45,8 @@ impl HostName {
             (1..=HOST_NAME_BYTES_MAX).contains(&name.len())
                 && name.chars().all(legal)
                 && name.starts_with(|c: char| c.is_ascii_alphanumeric()),
-            "host name {name:?} is not 1 to {HOST_NAME_BYTES_MAX} letters, digits, '.', '_' or '-' that \
-             begin with a letter or digit"
+            "host name {name:?} is not 1 to {HOST_NAME_BYTES_MAX} letters, digits, '.', '_' or \
+            '-' that begin with a letter or digit"
         );
         Ok(Self(name.to_owned()))
     }
@@ -114,7 +114,8 @@ impl HostKey {
         Self::parse(&text).with_context(|| format!("{show} is not a key file"))
     }
 
-    /// Writes the key to a new file of mode 0600. Fails when the file exists: a key is never overwritten.
+    /// Writes the key to a new file of mode 0600. Fails when the file exists: a key is never
+    /// overwritten.
     pub fn store(&self, path: &Path) -> Result<()> {
         let show = path.display();
         let mut file = OpenOptions::new()
@@ -170,12 +171,16 @@ impl HostKey {
 }
 
 impl Keyring {
-    /// Reads every file of `dir`. A file that cannot be used is reported through `warn` and skipped, so
-    /// that one bad file does not take the other hosts' crashes away. Hidden files are not looked at.
+    /// Reads every file of `dir`. A file that cannot be used is reported through `warn` and
+    /// skipped, so that one bad file does not take the other hosts' crashes away. Hidden files are
+    /// not looked at.
     pub fn scan(dir: &Path, mut warn: impl FnMut(String)) -> Result<Self> {
         let entries = fs::read_dir(dir).with_context(|| {
             let show = dir.display();
-            format!("cannot read the key directory {show} (make it, and a key for each host: netdump key new)")
+            format!(
+                "cannot read the key directory {show} (make it, and a key for each host: \
+            netdump key new)"
+            )
         })?;
         let mut paths: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))

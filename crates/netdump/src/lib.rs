@@ -1,7 +1,7 @@
 //! netdump, the product: what a host runs to be armed and what a server runs to receive crashes.
 //!
-//! On a host: [`key`] files, the [`way`] to a server asked from the kernel over [`netlink`], the kernel
-//! [`module`], and [`arm`], which brings them together.
+//! On a host: [`key`] files, the [`way`] to a server asked from the kernel over [`netlink`], the
+//! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`].
 
 pub mod arm;
 pub mod key;

@@ -44,7 +44,8 @@ enum Command {
     },
     /// Disarm this host and unload the module.
     Disarm,
-    /// Receive crashes. Ends with SIGINT or SIGTERM; a restarted server goes on with unfinished crashes.
+    /// Receive crashes. Ends with SIGINT or SIGTERM; a restarted server goes on with unfinished
+    /// crashes.
     Serve(ServeArgs),
 }
 

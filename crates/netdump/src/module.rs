@@ -15,8 +15,8 @@ pub const DEVICE_PATH: &str = "/dev/netdump";
 
 /// Loads the module unless it is loaded, from `path` or from where packages put it.
 ///
-/// Fails, in words that name the file and both kernels, when there is no module for the running kernel,
-/// when the kernel refuses it, or when the caller may not load modules.
+/// Fails, in words that name the file and both kernels, when there is no module for the running
+/// kernel, when the kernel refuses it, or when the caller may not load modules.
 pub fn load(path: Option<&Path>) -> Result<()> {
     if Path::new(DEVICE_PATH).exists() {
         return Ok(());
@@ -33,8 +33,8 @@ pub fn load(path: Option<&Path>) -> Result<()> {
     })?;
     ensure!(
         built_for == release,
-        "module {show} was built for kernel {built_for}, this kernel is {release}: build it for {release} or \
-         name another with --module"
+        "module {show} was built for kernel {built_for}, this kernel is {release}: build it for \
+        {release} or name another with --module"
     );
     let file = File::open(&path).with_context(|| format!("cannot open the module {show}"))?;
     match finit_module(&file, c"", 0) {
@@ -70,7 +70,8 @@ fn wait_for_device() -> Result<()> {
     while !Path::new(DEVICE_PATH).exists() {
         if Instant::now() >= give_up {
             bail!(
-                "the module is loaded but {DEVICE_PATH} did not appear within {} s: is devtmpfs mounted on /dev?",
+                "the module is loaded but {DEVICE_PATH} did not appear within {} s: is devtmpfs \
+                mounted on /dev?",
                 DEVICE_WAIT_MAX.as_secs()
             );
         }
@@ -95,7 +96,8 @@ fn refusal(path: &Path, errno: Errno) -> Error {
                 .to_owned()
         }
         Errno::NOEXEC => format!(
-            "it does not fit this kernel ({}), though its release does: see dmesg, then build it anew",
+            "it does not fit this kernel ({}), though its release does: see dmesg, then build it \
+            anew",
             running_release()
         ),
         Errno::NOENT => "the kernel lacks a symbol it needs: see dmesg".to_owned(),
@@ -116,8 +118,8 @@ fn find(release: &str) -> Result<PathBuf> {
     let found = tried.iter().find(|path| path.exists()).cloned();
     found.ok_or_else(|| {
         anyhow!(
-            "no netdump.ko for this kernel ({release}) in /lib/modules/{release}/{{{}}}: build it or name it with \
-             --module",
+            "no netdump.ko for this kernel ({release}) in /lib/modules/{release}/{{{}}}: build \
+            it or name it with --module",
             MODULE_FOLDERS.join(",")
         )
     })
@@ -125,7 +127,8 @@ fn find(release: &str) -> Result<PathBuf> {
 
 /// The kernel release a module was built for: the first word of its vermagic.
 ///
-/// The kernel itself compares this text, so it decides; finding it needs no reading of ELF sections.
+/// The kernel itself compares this text, so it decides; finding it needs no reading of ELF
+/// sections.
 fn built_for(image: &[u8]) -> Option<&str> {
     const KEY: &[u8] = b"vermagic=";
     let start = image.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();

@@ -90,7 +90,8 @@ impl Netlink {
         parse_route(&answer).ok_or_else(|| malformed("route"))
     }
 
-    /// The Ethernet address of `neighbour` on device `device`; `None` while the kernel does not know it.
+    /// The Ethernet address of `neighbour` on device `device`; `None` while the kernel does not
+    /// know it.
     pub fn neighbour(&mut self, neighbour: IpAddr, device: u32) -> io::Result<Option<[u8; 6]>> {
         let mut request = Request::new(RTM_GETNEIGH);
         let index = device.to_ne_bytes();
@@ -116,8 +117,8 @@ impl Netlink {
         }
     }
 
-    /// Makes the kernel resolve `neighbour` on device `device`, as traffic to it would. The answer, if
-    /// any, arrives later: ask [`Self::neighbour`]. Needs `CAP_NET_ADMIN`.
+    /// Makes the kernel resolve `neighbour` on device `device`, as traffic to it would. The answer,
+    /// if any, arrives later: ask [`Self::neighbour`]. Needs `CAP_NET_ADMIN`.
     pub fn resolve(&mut self, neighbour: IpAddr, device: u32) -> io::Result<()> {
         let mut request = Request::new(RTM_NEWNEIGH);
         request.flags(NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE);
@@ -358,7 +359,8 @@ fn malformed(what: &str) -> io::Error {
     )
 }
 
-// linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h, linux/if_link.h, linux/if_arp.h: kernel ABI.
+// linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h, linux/if_link.h, linux/if_arp.h: kernel
+// ABI.
 const NLMSGHDR_BYTES: usize = 16;
 const ATTRIBUTE_HEADER_BYTES: usize = 4;
 const RTMSG_BYTES: usize = 12;

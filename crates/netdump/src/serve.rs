@@ -1,9 +1,10 @@
 //! `netdump serve`: receives crashes and puts each into a directory of its own.
 //!
-//! How a datagram travels: a [`reception`] thread takes a batch from its [`socket`], finds each datagram's
-//! [`session`] in the [`registry`] and gives it to the session's engine; what became complete of the stream goes to
-//! the [`spool`], then through [`content`] to the log; then the engine replies. At the end [`closing`] syncs the
-//! spool, tells the host to reboot and has [`finish`] write the vmcore.
+//! How a datagram travels: a [`reception`] thread takes a batch from its [`socket`], finds each
+//! datagram's [`session`] in the [`registry`] and gives it to the session's engine; what became
+//! complete of the stream goes to the [`spool`], then through [`content`] to the log; then the
+//! engine replies. At the end [`closing`] syncs the spool, tells the host to reboot and has
+//! [`finish`] write the vmcore.
 
 pub mod closing;
 pub mod content;
@@ -73,7 +74,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server: checks what can be wrong first, takes up unfinished sessions, then receives.
+    /// Starts a server: checks what can be wrong first, takes up unfinished sessions, then
+    /// receives.
     pub fn start(options: &Options, events: Events) -> Result<Self> {
         let ring = Keyring::scan(&options.keys, |warning| events.warn(warning))?;
         ensure!(
@@ -91,7 +93,8 @@ impl Server {
         let buffer_each = buffer_bytes / sockets.len();
         if buffer_each < BUFFER_BYTES_WANTED {
             events.warn(format!(
-                "the kernel buffers {} KiB a socket instead of {} KiB: run as root, or raise net.core.rmem_max",
+                "the kernel buffers {} KiB a socket instead of {} KiB: run as root, or raise \
+                net.core.rmem_max",
                 buffer_each >> 10,
                 socket::RECEIVE_BUFFER_BYTES >> 10
             ));
@@ -144,7 +147,8 @@ impl Server {
         self.hub.drops.counts()
     }
 
-    /// Ends the server. Unfinished sessions stay in their spools; the next server goes on with them.
+    /// Ends the server. Unfinished sessions stay in their spools; the next server goes on with
+    /// them.
     pub fn stop(self) {
         self.hub.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
@@ -179,7 +183,8 @@ fn claim(dumpdir: &Path) -> Result<File> {
     fs::create_dir_all(dumpdir)
         .with_context(|| format!("cannot make the dump directory {show}"))?;
     let path = dumpdir.join(LOCK_FILE);
-    // The directory may be writable by all (Debian's /var/crash is): a link planted there is not followed.
+    // The directory may be writable by all (Debian's /var/crash is): a link planted there is not
+    // followed.
     let opened = OpenOptions::new()
         .write(true)
         .create(true)
@@ -213,7 +218,8 @@ fn listen(address: SocketAddr, threads: usize) -> Result<(Vec<UdpSocket>, usize)
     Ok((sockets, buffer_bytes))
 }
 
-/// Remembers the sessions that are over, and takes up those that have a spool in a thread of its own.
+/// Remembers the sessions that are over, and takes up those that have a spool in a thread of its
+/// own.
 fn recover(hub: &Arc<Hub>) -> Result<()> {
     let found = CrashDir::scan(&hub.dumpdir, |warning| hub.events.warn(warning))?;
     let mut unfinished = Vec::new();

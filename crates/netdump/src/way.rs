@@ -1,7 +1,7 @@
 //! The way to a server: name -> address -> route -> next hop -> its Ethernet address.
 //!
-//! A crashed host asks nobody: it sends finished Ethernet frames. So the kernel's tables are read when
-//! the host is armed, and what they say then is what a crash uses.
+//! A crashed host asks nobody: it sends finished Ethernet frames. So the kernel's tables are read
+//! when the host is armed, and what they say then is what a crash uses.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::thread;
@@ -157,7 +157,8 @@ fn neighbour(netlink: &mut Netlink, address: IpAddr, device: &Link) -> Result<[u
         }
     }
     bail!(
-        "{address} does not answer on {} ({} s waited): wrong server address, wrong device or a cut cable",
+        "{address} does not answer on {} ({} s waited): wrong server address, wrong device or a \
+        cut cable",
         device.name,
         NEIGHBOUR_WAIT_MAX.as_secs()
     )

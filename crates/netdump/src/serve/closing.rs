@@ -1,4 +1,5 @@
-//! The end of a session: everything on disk, the host told to reboot, then the spool turned into a vmcore.
+//! The end of a session: everything on disk, the host told to reboot, then the spool turned into a
+//! vmcore.
 
 use std::fs::{self, File};
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use super::registry::{Shared, lock};
 use super::session::{Session, Want};
 use super::spool::SPOOL_FILE;
 
-/// Starts the closing of `session` in a thread of its own, unless it is being closed already. `why` tells what it
-/// lacks when it did not come to its own end.
+/// Starts the closing of `session` in a thread of its own, unless it is being closed already. `why`
+/// tells what it lacks when it did not come to its own end.
 pub fn start(hub: &Arc<Hub>, session: &Shared, why: Option<String>) {
     if lock(session).begin_closing() {
         let (hub_there, session) = (Arc::clone(hub), Arc::clone(session));

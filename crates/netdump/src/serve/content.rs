@@ -1,7 +1,8 @@
-//! What a stream tells while it arrives: who crashed, the log, how far the pages have come, how it ended.
+//! What a stream tells while it arrives: who crashed, the log, how far the pages have come, how it
+//! ended.
 //!
-//! Pages are decoded here only to check them and to compute their digest, so that the client learns at once that
-//! everything has arrived whole; writing them is the business of [`super::finish`].
+//! Pages are decoded here only to check them and to compute their digest, so that the client learns
+//! at once that everything has arrived whole; writing them is the business of [`super::finish`].
 
 use std::mem;
 
@@ -44,7 +45,8 @@ pub struct Summary {
     /// The stream ended, and how.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<End>,
-    /// Runs of pages that the dump path itself wrote after the crash: first pfn, pages, kind (docs/protocol.md).
+    /// Runs of pages that the dump path itself wrote after the crash: first pfn, pages, kind
+    /// (docs/protocol.md).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub written: Vec<(u64, u32, u32)>,
 }
@@ -112,7 +114,8 @@ pub struct News {
     pub ended: bool,
 }
 
-/// Why a stream cannot be what a client of this version sends. The client is broken; its packets are genuine.
+/// Why a stream cannot be what a client of this version sends. The client is broken; its packets
+/// are genuine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Bytes that are no record.
@@ -128,8 +131,8 @@ pub enum Fault {
 }
 
 impl RecordStream {
-    /// Adds the stream's next bytes and calls `record` for each record that they complete. After an error the stream
-    /// is useless.
+    /// Adds the stream's next bytes and calls `record` for each record that they complete. After an
+    /// error the stream is useless.
     pub fn push<E: From<Malformed>>(
         &mut self,
         bytes: &[u8],
@@ -378,7 +381,8 @@ impl From<Malformed> for Fault {
     }
 }
 
-/// Calls `record` with each whole record at the begin of `bytes`; returns how many bytes these take.
+/// Calls `record` with each whole record at the begin of `bytes`; returns how many bytes these
+/// take.
 fn each_record<E: From<Malformed>>(
     bytes: &[u8],
     record: &mut impl FnMut(Record<'_>) -> Result<(), E>,
@@ -391,7 +395,8 @@ fn each_record<E: From<Malformed>>(
     Ok(bytes.len() - rest.len())
 }
 
-/// A zero-padded field as text that is safe to print: control characters become spaces, wrong UTF-8 is marked.
+/// A zero-padded field as text that is safe to print: control characters become spaces, wrong UTF-8
+/// is marked.
 fn printable(field: &[u8]) -> String {
     let length = field
         .iter()

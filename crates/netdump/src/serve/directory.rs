@@ -1,7 +1,7 @@
 //! One crash's directory: `<dumpdir>/<host>-<UTC time>/` and the `session.json` in it.
 //!
-//! `session.json` is replaced as a whole (write aside, sync, rename), so a reader, or a server that was killed, finds
-//! either the old one or the new one.
+//! `session.json` is replaced as a whole (write aside, sync, rename), so a reader, or a server that
+//! was killed, finds either the old one or the new one.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
@@ -53,7 +53,8 @@ pub enum State {
 /// The contents of `session.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SessionFile {
-    /// Version of this file's format. Readers refuse a higher one; fields may be added without raising it.
+    /// Version of this file's format. Readers refuse a higher one; fields may be added without
+    /// raising it.
     pub version: u32,
     /// Where the session stands.
     pub state: State,
@@ -99,8 +100,9 @@ pub struct Vmcore {
 }
 
 impl CrashDir {
-    /// Makes the directory of a crash of `host` at `time`. A second crash in the same second gets the suffix `-2`, and
-    /// so on. Only its owner may look into it: a memory image holds every secret of its host.
+    /// Makes the directory of a crash of `host` at `time`. A second crash in the same second gets
+    /// the suffix `-2`, and so on. Only its owner may look into it: a memory image holds every
+    /// secret of its host.
     pub fn create(dumpdir: &Path, host: &HostName, time: SystemTime) -> Result<Self> {
         let name = format!("{host}-{}", utc_compact(time));
         for number in 1..=SAME_SECOND_MAX {
@@ -124,8 +126,8 @@ impl CrashDir {
         bail!("{SAME_SECOND_MAX} crashes of {host} in one second: {name} and its suffixes exist")
     }
 
-    /// All crash directories in `dumpdir` that hold a readable `session.json`, by name. What is wrong with others is
-    /// told through `warn`; directories without one are not ours.
+    /// All crash directories in `dumpdir` that hold a readable `session.json`, by name. What is
+    /// wrong with others is told through `warn`; directories without one are not ours.
     pub fn scan(dumpdir: &Path, mut warn: impl FnMut(String)) -> Result<Vec<(Self, SessionFile)>> {
         let entries =
             fs::read_dir(dumpdir).with_context(|| format!("cannot read {}", dumpdir.display()))?;
@@ -184,7 +186,8 @@ impl CrashDir {
         self.sync()
     }
 
-    /// Replaces the log. It is durable only after a sync of its own: while a crash arrives, readers matter more.
+    /// Replaces the log. It is durable only after a sync of its own: while a crash arrives, readers
+    /// matter more.
     pub fn write_log(&self, log: &[u8]) -> Result<()> {
         self.replace(LOG_FILE, log, |_| Ok(()))
     }

@@ -113,8 +113,8 @@ impl fmt::Display for DropCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "dropped {} not ours, {} truncated, {} unknown key, {} bad seal, {} over limit, {} buffer full, {} \
-             unknown session",
+            "dropped {} not ours, {} truncated, {} unknown key, {} bad seal, {} over limit, {} \
+            buffer full, {} unknown session",
             self.not_ours,
             self.truncated,
             self.unknown_key,

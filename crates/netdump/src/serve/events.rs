@@ -1,5 +1,5 @@
-//! What the server tells people and programs while it runs: a progress bar a session on a terminal, else a line an
-//! event, or one JSON object an event.
+//! What the server tells people and programs while it runs: a progress bar a session on a terminal,
+//! else a line an event, or one JSON object an event.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
@@ -291,7 +291,8 @@ fn sentence(event: &Event) -> String {
         } => {
             let (buffer, dumpdir) = (buffer_bytes >> 20, dumpdir.display());
             format!(
-                "listening on {address}: {keys} keys, {threads} threads with {buffer} MiB each, into {dumpdir}"
+                "listening on {address}: {keys} keys, {threads} threads with {buffer} MiB each, \
+                into {dumpdir}"
             )
         }
         Event::Warning { message } => format!("warning: {message}"),
@@ -346,9 +347,9 @@ fn sentence(event: &Event) -> String {
 }
 
 impl Arrived {
-    /// Megabytes (10^6) a second on the wire.
+    /// Megabytes (10^6) a second on the wire; 0 for a time too short to tell.
     fn rate(&self) -> f64 {
-        if self.seconds > 0.0 {
+        if self.seconds >= 0.01 {
             to_f64(self.bytes) / self.seconds / 1e6
         } else {
             0.0

@@ -37,8 +37,9 @@ pub struct Job<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// Writes the vmcore, reads it back and compares every page with the spool, and, when the stream is whole and
-/// no page is missing, gives it its final name. `None` when the stream ended before the memory map.
+/// Writes the vmcore, reads it back and compares every page with the spool, and, when the stream is
+/// whole and no page is missing, gives it its final name. `None` when the stream ended before the
+/// memory map.
 ///
 /// The spool is left alone in any case.
 pub fn finish(job: &Job<'_>) -> Result<Option<Vmcore>> {
@@ -173,7 +174,8 @@ fn verify(job: &Job<'_>, aside: &Path) -> Result<()> {
     })
 }
 
-/// Calls `record` with each record of the spool, until its end or until what follows cannot be read.
+/// Calls `record` with each record of the spool, until its end or until what follows cannot be
+/// read.
 fn records(job: &Job<'_>, mut record: impl FnMut(Record<'_>) -> Result<(), Fault>) -> Result<()> {
     let path = job.dir.file(SPOOL_FILE);
     let mut spool =
@@ -243,5 +245,6 @@ fn ram_range(first: u64, pages: u64) -> RamRange {
     }
 }
 
-/// The fastest level: the server's CPU is the limit, and higher levels gain a few per cent of page-sized inputs.
+/// The fastest level: the server's CPU is the limit, and higher levels gain a few per cent of
+/// page-sized inputs.
 const ZSTD_LEVEL: i32 = 1;

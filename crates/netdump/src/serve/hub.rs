@@ -52,7 +52,8 @@ pub struct Hub {
     pub held_bytes: Arc<AtomicUsize>,
     /// Held while a new session is made, so that two threads do not make one twice.
     pub creating: Mutex<()>,
-    /// Held while a vmcore is written: one at a time, so that they do not take the disk from each other.
+    /// Held while a vmcore is written: one at a time, so that they do not take the disk from each
+    /// other.
     pub finishing: Mutex<()>,
     /// The server ends.
     pub stop: AtomicBool,
@@ -135,8 +136,8 @@ impl Hub {
         )
     }
 
-    /// The key with this id. The key directory is read again when it is not known, every [`KEYS_SCAN_EVERY`] at most,
-    /// so that a new host needs no restart.
+    /// The key with this id. The key directory is read again when it is not known, every
+    /// [`KEYS_SCAN_EVERY`] at most, so that a new host needs no restart.
     pub fn key(&self, id: KeyId) -> Option<HostKey> {
         let mut keys = lock(&self.keys);
         if let Some(key) = keys.ring.get(id) {
@@ -153,8 +154,8 @@ impl Hub {
         keys.ring.get(id).cloned()
     }
 
-    /// How many packets beyond the last one written a client may send: its share of what the kernel can buffer, so
-    /// that nothing is lost when all send at once.
+    /// How many packets beyond the last one written a client may send: its share of what the kernel
+    /// can buffer, so that nothing is lost when all send at once.
     #[must_use]
     pub fn credit(&self, packet_bytes: u16, sessions: usize) -> u64 {
         let cost = usize::from(packet_bytes.max(PACKET_BYTES_GUESS)) * 2 + PACKET_BOOKKEEPING_BYTES;
@@ -163,7 +164,8 @@ impl Hub {
         bounded.max(FIRST_CREDIT_PACKETS)
     }
 
-    /// What is wanted of a crash of `ram_pages` pages while `promised` bytes are still to come from others.
+    /// What is wanted of a crash of `ram_pages` pages while `promised` bytes are still to come from
+    /// others.
     pub fn decide(&self, ram_pages: u64, promised: u64) -> Want {
         match self.policy {
             Policy::LogOnly => {
@@ -180,7 +182,8 @@ impl Hub {
         match free_bytes(&self.dumpdir) {
             Ok(free) if free.saturating_sub(promised) >= need => Want::Full,
             Ok(free) => Want::LogOnly(format!(
-                "{} has {} MiB free, {} MiB of them promised to other crashes; this one may need {} MiB",
+                "{} has {} MiB free, {} MiB of them promised to other crashes; this one may need \
+                {} MiB",
                 self.dumpdir.display(),
                 free >> 20,
                 promised >> 20,
@@ -194,7 +197,8 @@ impl Hub {
         }
     }
 
-    /// Sends a reply that is not the answer to a batch. A lost one is made again when the client asks again.
+    /// Sends a reply that is not the answer to a batch. A lost one is made again when the client
+    /// asks again.
     pub fn send(&self, bytes: &[u8], peer: Peer) {
         drop(send(&self.socket, bytes, peer));
     }
@@ -233,10 +237,12 @@ pub fn free_bytes(path: &std::path::Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Room beside the memory itself: log, headers, session.json of this crash and of those that follow.
+/// Room beside the memory itself: log, headers, session.json of this crash and of those that
+/// follow.
 pub const SPACE_MARGIN_BYTES: u64 = 64 << 20;
 const KEYS_SCAN_EVERY: Duration = Duration::from_secs(1);
 /// Before the Hello the size of a client's packets is not known.
 const PACKET_BYTES_GUESS: u16 = 1424;
-/// What the kernel charges a socket for a packet beside its bytes, whose area is rounded up to a power of two.
+/// What the kernel charges a socket for a packet beside its bytes, whose area is rounded up to a
+/// power of two.
 const PACKET_BOOKKEEPING_BYTES: usize = 1024;

@@ -89,8 +89,8 @@ fn take(
     Ok(())
 }
 
-/// Begins the session of a first packet, once that has proved genuine. An earlier attempt of the same session is
-/// closed as far as it came: it keeps its directory, so that nothing is lost.
+/// Begins the session of a first packet, once that has proved genuine. An earlier attempt of the
+/// same session is closed as far as it came: it keeps its directory, so that nothing is lost.
 fn begin(hub: &Arc<Hub>, header: &Header, peer: Peer, datagram: &[u8]) -> Result<Shared, Reason> {
     let key = hub.key(header.session.key).ok_or(Reason::UnknownKey)?;
     let keys = key.secret.session_keys(header.session);
@@ -181,8 +181,8 @@ impl Hold for Nowhere {
     }
 }
 
-/// Commits what the batch brought and sends the replies that are due; sessions whose reply is due later stay in
-/// `touched`.
+/// Commits what the batch brought and sends the replies that are due; sessions whose reply is due
+/// later stay in `touched`.
 fn answer(hub: &Arc<Hub>, socket: &UdpSocket, touched: &mut Vec<Shared>) {
     if touched.is_empty() {
         return;

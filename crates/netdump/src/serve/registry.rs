@@ -1,5 +1,5 @@
-//! Which sessions there are, shared by all receive threads; and which are over, so that their packets, late or
-//! replayed, begin nothing anew.
+//! Which sessions there are, shared by all receive threads; and which are over, so that their
+//! packets, late or replayed, begin nothing anew.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,8 +10,8 @@ use super::session::Session;
 
 /// Sessions under way at most.
 pub const SESSIONS_MAX: usize = 1024;
-/// Sessions of one key under way at most. A host has one; more come from restarts in quick succession, or from a
-/// stolen key, which shall not take the other hosts' places.
+/// Sessions of one key under way at most. A host has one; more come from restarts in quick
+/// succession, or from a stolen key, which shall not take the other hosts' places.
 pub const SESSIONS_PER_KEY_MAX: usize = 8;
 /// Sessions that are remembered as over, each about 100 bytes.
 const DONE_MAX: usize = 65_536;
@@ -36,7 +36,8 @@ pub struct Registry {
     inner: Mutex<Inner>,
 }
 
-/// Invariant: no session is in both maps, and `done_order` holds the sessions of `done`, the oldest first.
+/// Invariant: no session is in both maps, and `done_order` holds the sessions of `done`, the oldest
+/// first.
 #[derive(Default)]
 struct Inner {
     open: HashMap<SessionId, Option<Shared>>,
@@ -115,7 +116,8 @@ impl Inner {
     }
 }
 
-/// Locks; a thread that panicked while it held the lock has left whole values behind, as every change here is small.
+/// Locks; a thread that panicked while it held the lock has left whole values behind, as every
+/// change here is small.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

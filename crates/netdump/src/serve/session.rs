@@ -1,7 +1,8 @@
 //! One session on the server: engine, spool, log and what the client wants to know, kept in step.
 //!
-//! Order is everything here: datagrams go through the engine, what they completed is appended to the spool and only
-//! then acknowledged. [`Session::commit`] does the middle part; a reply is made only after it.
+//! Order is everything here: datagrams go through the engine, what they completed is appended to
+//! the spool and only then acknowledged. [`Session::commit`] does the middle part; a reply is made
+//! only after it.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -114,8 +115,8 @@ impl Session {
         Ok(session)
     }
 
-    /// Takes a session up again from its spool, as far as that is whole, and writes its log anew. Also says what is
-    /// due for it.
+    /// Takes a session up again from its spool, as far as that is whole, and writes its log anew.
+    /// Also says what is due for it.
     pub fn resume(
         key: &HostKey,
         dir: CrashDir,
@@ -206,7 +207,8 @@ impl Session {
         })
     }
 
-    /// Takes a datagram from `peer`. Refused ones change nothing. What comes after the end is answered, not kept.
+    /// Takes a datagram from `peer`. Refused ones change nothing. What comes after the end is
+    /// answered, not kept.
     pub fn receive(
         &mut self,
         now: EngineInstant,
@@ -226,7 +228,8 @@ impl Session {
         Ok(())
     }
 
-    /// Writes what the engine delivered since the last call: spool first, then the log. Says what is due then.
+    /// Writes what the engine delivered since the last call: spool first, then the log. Says what
+    /// is due then.
     pub fn commit(&mut self) -> Due {
         let packets = self.engine.next().since(self.spool.next());
         if packets == 0 || self.phase == Phase::Closing {
@@ -364,7 +367,8 @@ impl Session {
         }
     }
 
-    /// Bytes of memory that have not arrived yet, if all is wanted: what the disk must have room for.
+    /// Bytes of memory that have not arrived yet, if all is wanted: what the disk must have room
+    /// for.
     #[must_use]
     pub fn bytes_to_come(&self) -> u64 {
         let summary = self.content.summary();
@@ -401,8 +405,8 @@ impl Session {
         self.dir.write_session(&self.file(state, why))
     }
 
-    /// Brings the log file up to what has arrived. Unless `all`, a kernel log that grew by less than a quarter waits,
-    /// so that a long one is not written over and over.
+    /// Brings the log file up to what has arrived. Unless `all`, a kernel log that grew by less
+    /// than a quarter waits, so that a long one is not written over and over.
     pub fn write_log(&mut self, all: bool) -> Result<()> {
         let bytes = self.content.log_bytes();
         if bytes > self.log_written && (all || bytes >= self.log_written + self.log_written / 4) {

@@ -1,7 +1,9 @@
-//! UDP sockets that receive many datagrams with one system call (`recvmmsg`, and UDP generic receive offload).
+//! UDP sockets that receive many datagrams with one system call (`recvmmsg`, and UDP generic
+//! receive offload).
 //!
-//! All unsafe code of this program that talks to sockets is here. Replies are sent one by one: a batch of datagrams is
-//! answered with one reply a session, and one system call for several replies was measured to gain nothing.
+//! All unsafe code of this program that talks to sockets is here. Replies are sent one by one: a
+//! batch of datagrams is answered with one reply a session, and one system call for several replies
+//! was measured to gain nothing.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -18,8 +20,9 @@ use rustix::net::sockopt::{
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
-/// Opens a socket at `address`. `shared` lets further sockets of this process bind there too; the kernel then keeps
-/// each client with one of them. Without it the call fails when anybody holds the port.
+/// Opens a socket at `address`. `shared` lets further sockets of this process bind there too; the
+/// kernel then keeps each client with one of them. Without it the call fails when anybody holds the
+/// port.
 pub fn open(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     let family = if address.is_ipv4() {
         AddressFamily::INET
@@ -34,8 +37,8 @@ pub fn open(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     Ok(UdpSocket::from(socket))
 }
 
-/// Prepares a socket for [`Batch::receive`]. Returns the bytes the kernel buffers for it, which without root is bounded
-/// by `net.core.rmem_max`.
+/// Prepares a socket for [`Batch::receive`]. Returns the bytes the kernel buffers for it, which
+/// without root is bounded by `net.core.rmem_max`.
 pub fn prepare(socket: &UdpSocket) -> io::Result<usize> {
     if set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER_BYTES).is_err() {
         set_socket_recv_buffer_size(socket, RECEIVE_BUFFER_BYTES)?;
@@ -59,8 +62,8 @@ pub fn prepare(socket: &UdpSocket) -> io::Result<usize> {
 pub struct Peer {
     /// The client.
     pub address: SocketAddr,
-    /// The address it knows us by. A reply from another one would be taken for somebody else's. `None` leaves the
-    /// choice to the routing table.
+    /// The address it knows us by. A reply from another one would be taken for somebody else's.
+    /// `None` leaves the choice to the routing table.
     pub local: Option<Ipv4Addr>,
 }
 
@@ -98,7 +101,8 @@ pub fn send(socket: &UdpSocket, bytes: &[u8], peer: Peer) -> io::Result<()> {
         cmsg_level: libc::IPPROTO_IP,
         cmsg_type: libc::IP_PKTINFO,
     };
-    // SAFETY: the control area is larger than a header, so this points to its begin, which is 8-byte aligned.
+    // SAFETY: the control area is larger than a header, so this points to its begin, which is
+    // 8-byte aligned.
     let first = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     // SAFETY: as above; `PKTINFO_SPACE` bytes of the area are for this header and its data.
     unsafe { first.write(head) };
@@ -106,7 +110,8 @@ pub fn send(socket: &UdpSocket, bytes: &[u8], peer: Peer) -> io::Result<()> {
     let data = unsafe { libc::CMSG_DATA(first) };
     // SAFETY: as above; the write asks for no alignment.
     unsafe { data.cast::<libc::in_pktinfo>().write_unaligned(info) };
-    // SAFETY: name, part, bytes and control area are of the lengths given and outlive the call, which only reads them.
+    // SAFETY: name, part, bytes and control area are of the lengths given and outlive the call,
+    // which only reads them.
     match unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, 0) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -140,7 +145,8 @@ impl Batch {
         }
     }
 
-    /// Takes all datagrams that are there, up to the batch's room; if there is none, waits for one, for `wait` at most.
+    /// Takes all datagrams that are there, up to the batch's room; if there is none, waits for one,
+    /// for `wait` at most.
     pub fn receive(&mut self, socket: &UdpSocket, wait: Duration) -> io::Result<()> {
         self.take(socket)?;
         if self.received.is_empty() {
@@ -176,8 +182,8 @@ impl Batch {
             message.msg_hdr.msg_controllen = CONTROL_BYTES;
         }
         let (first, count) = (messages.as_mut_ptr().cast(), MESSAGES_UINT);
-        // SAFETY: `first` points to `count` headers, all initialised above; their buffers, names and control areas
-        // are distinct, of the lengths given, and outlive the call.
+        // SAFETY: `first` points to `count` headers, all initialised above; their buffers, names
+        // and control areas are distinct, of the lengths given, and outlive the call.
         let got = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -193,7 +199,8 @@ impl Batch {
         for (message, name) in messages.iter().zip(&names).take(got) {
             // SAFETY: initialised above, then updated by the kernel.
             let message = unsafe { message.assume_init_ref() };
-            // SAFETY: zeroed at first, which is a valid sockaddr_storage, then written by the kernel.
+            // SAFETY: zeroed at first, which is a valid sockaddr_storage, then written by the
+            // kernel.
             let name = unsafe { name.assume_init_ref() };
             let notes = Notes::of(&message.msg_hdr);
             self.overflows = notes.overflows.unwrap_or(self.overflows);
@@ -233,7 +240,8 @@ impl Batch {
         }
     }
 
-    /// Datagrams the kernel has thrown away since the socket was opened because its buffer was full.
+    /// Datagrams the kernel has thrown away since the socket was opened because its buffer was
+    /// full.
     #[must_use]
     pub fn overflows(&self) -> u32 {
         self.overflows
@@ -266,9 +274,11 @@ impl Notes {
         // SAFETY: the kernel has set control area and length; both are still in place.
         let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
         while !control.is_null() {
-            // SAFETY: not null, so it points to a whole header inside the control area, which is 8-byte aligned.
+            // SAFETY: not null, so it points to a whole header inside the control area, which is
+            // 8-byte aligned.
             let head = unsafe { *control };
-            // SAFETY: as above; the kernel puts at least 4 bytes of data behind each kind of header asked for.
+            // SAFETY: as above; the kernel puts at least 4 bytes of data behind each kind of header
+            // asked for.
             let data = unsafe { libc::CMSG_DATA(control) };
             // SAFETY: as above; the read asks for no alignment.
             let value = unsafe { data.cast::<u32>().read_unaligned() };
@@ -292,7 +302,8 @@ impl Notes {
 /// A receive error that only means that there is nothing to receive.
 fn nothing(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
-        // ECONNREFUSED is an ICMP answer to an earlier reply: the client is gone, which is no fault of the socket.
+        // ECONNREFUSED is an ICMP answer to an earlier reply: the client is gone, which is no fault
+        // of the socket.
         Some(libc::EAGAIN | libc::EINTR | libc::ECONNREFUSED) => Ok(()),
         _ => Err(error),
     }
@@ -322,7 +333,8 @@ const fn socklen<T>() -> libc::socklen_t {
 
 fn address(name: &libc::sockaddr_storage) -> SocketAddr {
     let name: *const libc::sockaddr_storage = name;
-    // SAFETY: a sockaddr_storage is large and aligned enough for every address family, and all-integer.
+    // SAFETY: a sockaddr_storage is large and aligned enough for every address family, and
+    // all-integer.
     let v4 = unsafe { *name.cast::<libc::sockaddr_in>() };
     if libc::c_int::from(v4.sin_family) == libc::AF_INET {
         let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));

@@ -8,9 +8,10 @@
 //! frame | packet number   | packets (4), bytes (4)       | XXH3-64      |  then the stream's bytes
 //!       +-----------------+------------------------------+--------------+
 //! ```
-//! All integers are little-endian. The hash covers the frame's first 16 bytes and its stream bytes. A frame that is
-//! cut short or whose hash differs never existed, and nothing after it did: packets are acknowledged only once
-//! their frame is written, so a client still has what a torn frame would have held.
+//! All integers are little-endian. The hash covers the frame's first 16 bytes and its stream bytes.
+//! A frame that is cut short or whose hash differs never existed, and nothing after it did: packets
+//! are acknowledged only once their frame is written, so a client still has what a torn frame would
+//! have held.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
@@ -54,8 +55,8 @@ pub struct Reader {
 }
 
 impl Spool {
-    /// Starts an empty spool at `path`, replacing what is there: an earlier attempt of the same session, which the
-    /// client has given up.
+    /// Starts an empty spool at `path`, replacing what is there: an earlier attempt of the same
+    /// session, which the client has given up.
     pub fn create(path: &Path, origin: Origin) -> io::Result<Self> {
         let mut file = OpenOptions::new()
             .write(true)
@@ -73,8 +74,8 @@ impl Spool {
 
     /// Appends the stream bytes of the `packets` packets from the next one on, with one write.
     ///
-    /// After an error the spool is as it was before the call: what was written of the frame is cut off again, or,
-    /// where even that fails, overwritten by the next frame.
+    /// After an error the spool is as it was before the call: what was written of the frame is cut
+    /// off again, or, where even that fails, overwritten by the next frame.
     pub fn append(&mut self, packets: u32, bytes: &[u8]) -> io::Result<()> {
         let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
         let mut frame = [0; FRAME_HEADER_BYTES];
@@ -136,7 +137,8 @@ impl Reader {
         self.origin
     }
 
-    /// Reads the next whole frame's stream bytes into `bytes`, replacing its contents. `false` at the end.
+    /// Reads the next whole frame's stream bytes into `bytes`, replacing its contents. `false` at
+    /// the end.
     pub fn frame(&mut self, bytes: &mut Vec<u8>) -> io::Result<bool> {
         let mut header = [0; FRAME_HEADER_BYTES];
         if !read_whole(&mut self.file, &mut header)? {
@@ -314,7 +316,8 @@ mod tests {
             let mut broken = bytes.clone();
             broken[at] ^= 0x40;
             fs::write(&path, &broken).unwrap();
-            // A flip in the origin's numbers is not noticed by the header alone; the frame's number is.
+            // A flip in the origin's numbers is not noticed by the header alone; the frame's number
+            // is.
             if let Ok(mut reader) = Reader::open(&path) {
                 let mut frame = Vec::new();
                 let whole = reader.frame(&mut frame).unwrap();

@@ -1,4 +1,5 @@
-//! A host that crashes on loopback: the real client engine over a real socket, with memory that is computed.
+//! A host that crashes on loopback: the real client engine over a real socket, with memory that is
+//! computed.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::thread;
@@ -240,8 +241,8 @@ impl Run<'_> {
         self.datagrams.push(bytes);
     }
 
-    /// Takes what has arrived; if nothing has, waits for it, for `wait` at most. A receive with a timeout would wait for
-    /// a tick of the kernel's clock at least.
+    /// Takes what has arrived; if nothing has, waits for it, for `wait` at most. A receive with a
+    /// timeout would wait for a tick of the kernel's clock at least.
     fn hear(&mut self, wait: Duration) {
         let mut bytes = [0; 2048];
         let until = Instant::now() + wait;

@@ -1,4 +1,5 @@
-//! `netdump serve` as a process, with real sockets on loopback and the real client engine on the other side.
+//! `netdump serve` as a process, with real sockets on loopback and the real client engine on the
+//! other side.
 
 #[cfg(test)]
 mod host;
@@ -32,7 +33,8 @@ mod tests {
         assert_eq!(outcome.action, Action::Reboot);
     }
 
-    /// Checks every page of a complete crash, its log, and that nothing else is left in its directory.
+    /// Checks every page of a complete crash, its log, and that nothing else is left in its
+    /// directory.
     fn assert_whole(crash: &Path, host: &Host) {
         let file = session(crash);
         assert_eq!(file["state"], "complete", "{file}");
