@@ -312,11 +312,35 @@ static void nd_release_pages(struct list_head *pages, unsigned int order)
 	}
 }
 
+static void nd_touch(const struct page *page)
+{
+	u64 pfn = page_to_pfn(page);
+	u32 i;
+
+	for (i = nd.touched_used; i > 0; i--)
+		if (nd.touched[i - 1] == pfn)
+			return;
+	if (nd.touched_used < ARRAY_SIZE(nd.touched))
+		nd.touched[nd.touched_used++] = pfn;
+}
+
+/* Remembers where a received frame lay, for the list of pages that the dump path writes. */
+static void nd_touch_frame(struct sk_buff *skb)
+{
+	unsigned int i;
+
+	nd_touch(virt_to_page(skb));
+	nd_touch(virt_to_page(skb->head));
+	for (i = 0; i < skb_shinfo(skb)->nr_frags; i++)
+		nd_touch(skb_frag_page(&skb_shinfo(skb)->frags[i]));
+}
+
 static rx_handler_result_t nd_on_frame(struct sk_buff **pskb)
 {
 	struct sk_buff *skb = *pskb;
 	unsigned int bytes;
 
+	nd_touch_frame(skb);
 	skb_push(skb, skb->data - skb_mac_header(skb));
 	bytes = skb->len;
 	if (nd.place == ND_PLACE_NETWORK && bytes <= ND_RECEIVE_BYTES && !skb_copy_bits(skb, 0, nd.frame, bytes)) {
@@ -592,9 +616,12 @@ static u32 nd_merge_written(struct nd_written *list, u32 used)
 
 static struct page *nd_page_of(unsigned long address)
 {
+	bool module = address >= MODULES_VADDR && address < MODULES_END;
+	bool memmap = address >= (unsigned long)vmemmap && address < (unsigned long)pfn_to_page(nd.pfn_end);
+
 	if (virt_addr_valid(address))
 		return virt_to_page((void *)address);
-	if (is_vmalloc_addr((void *)address) || (address >= MODULES_VADDR && address < MODULES_END))
+	if (is_vmalloc_addr((void *)address) || module || memmap)
 		return vmalloc_to_page((void *)address);
 	return NULL;
 }
@@ -609,6 +636,20 @@ static u32 nd_add_virtual(struct nd_written *list, u32 used, enum nd_written_kin
 
 		if (page)
 			used = nd_add_written(list, used, kind, page_to_pfn(page), 1);
+	}
+	return used;
+}
+
+/* What receiving touched: buffers, and the kernel's notes about their pages. */
+static u32 nd_add_touched(struct nd_written *list, u32 used)
+{
+	u32 i;
+
+	for (i = 0; i < nd.touched_used; i++) {
+		struct page *page = pfn_to_page(nd.touched[i]);
+
+		used = nd_add_written(list, used, ND_WRITTEN_DEVICE, nd.touched[i], 1);
+		used = nd_add_virtual(list, used, ND_WRITTEN_OTHER, page, sizeof(*page));
 	}
 	return used;
 }
@@ -632,6 +673,9 @@ static size_t nd_read_written(u8 *to)
 			      (void *)(current_stack_pointer & ~(THREAD_SIZE - 1)), THREAD_SIZE);
 	used = nd_add_virtual(list, used, ND_WRITTEN_PERCPU, (void *)__per_cpu_offset[cpu], SZ_256K);
 	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device, sizeof(*nd.device) + SZ_8K);
+	for (i = 0; i < ARRAY_SIZE(nd.log); i++)
+		used = nd_add_virtual(list, used, ND_WRITTEN_LOG, (void *)nd.log[i].first, nd.log[i].bytes);
+	used = nd_add_touched(list, used);
 	for (i = 0; i <= nd.slots; i++) {
 		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, nd.pool[i], sizeof(struct sk_buff));
 		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, nd.pool[i]->head, skb_end_offset(nd.pool[i]));
@@ -884,6 +928,7 @@ static void nd_describe(struct nd_crash *crash, const char *reason)
 static void nd_crashed(const char *reason)
 {
 	static struct nd_crash crash;
+	bool console;
 	rx_handler_func_t *rx_handler = rcu_dereference_raw(nd.device->rx_handler);
 
 	nd_stop_others();
@@ -892,6 +937,8 @@ static void nd_crashed(const char *reason)
 	local_bh_disable();
 	rcu_read_lock();
 	nd.running = true;
+	/* Held to the end: what the dump path prints stays in the log and costs no time on consoles. */
+	console = console_trylock();
 	console_loglevel = 1;
 	nd_release_locks();
 	nd_release_pages(&nd.reserve, 0);
@@ -907,6 +954,8 @@ static void nd_crashed(const char *reason)
 
 	rcu_assign_pointer(nd.device->rx_handler, rx_handler);
 	rcu_read_unlock();
+	if (console)
+		console_unlock();
 	asm volatile("mov %0, %%cr8" : : "r" (0UL) : "memory");
 }
 
@@ -1048,6 +1097,7 @@ static int nd_add_ram(struct resource *resource, void *unused)
 		return nd_refuse(-E2BIG, "the host has more than %u ranges of System RAM", ND_RAM_RANGES_MAX);
 	nd.ram[nd.ram_ranges++] = (struct nd_ram){ .first = first, .pages = end - first };
 	nd.ram_pages += end - first;
+	nd.pfn_end = max(nd.pfn_end, end);
 	return 0;
 }
 
@@ -1073,18 +1123,64 @@ static void nd_find_image(void)
 		nd.image.pages = end - nd.image.first;
 }
 
+/* A number from VMCOREINFO; 0 if it is not there. */
+static u64 nd_number(const char *text, const char *name, unsigned int base)
+{
+	const char *at = strstr(text, name);
+
+	return at ? simple_strtoull(at + strlen(name), NULL, base) : 0;
+}
+
+static u64 nd_kernel_word(u64 address)
+{
+	u64 word = 0;
+
+	return get_kernel_nofault(word, (u64 *)address) ? 0 : word;
+}
+
+/* Where the log's ring buffer is. VMCOREINFO tells, because crash tools need it too. */
+static void nd_find_log(void)
+{
+	char *text = nd_core_scratch();
+	u64 ring, descriptors, data, count, bytes;
+
+	text[nd_read_notes(text)] = 0;
+	memset(nd.log, 0, sizeof(nd.log));
+	ring = nd_kernel_word(nd_number(text, "SYMBOL(prb)=", 16));
+	if (!ring)
+		return;
+	descriptors = ring + nd_number(text, "OFFSET(printk_ringbuffer.desc_ring)=", 10);
+	data = ring + nd_number(text, "OFFSET(printk_ringbuffer.text_data_ring)=", 10);
+	count = 1ULL << (nd_kernel_word(descriptors + nd_number(text, "OFFSET(prb_desc_ring.count_bits)=", 10)) & 31);
+	bytes = 1ULL << (nd_kernel_word(data + nd_number(text, "OFFSET(prb_data_ring.size_bits)=", 10)) & 31);
+	nd.log[0] = (struct nd_bytes){ ring, nd_number(text, "SIZE(printk_ringbuffer)=", 10) };
+	nd.log[1] = (struct nd_bytes){
+		nd_kernel_word(descriptors + nd_number(text, "OFFSET(prb_desc_ring.descs)=", 10)),
+		count * nd_number(text, "SIZE(prb_desc)=", 10),
+	};
+	nd.log[2] = (struct nd_bytes){
+		nd_kernel_word(descriptors + nd_number(text, "OFFSET(prb_desc_ring.infos)=", 10)),
+		count * nd_number(text, "SIZE(printk_info)=", 10),
+	};
+	nd.log[3] = (struct nd_bytes){
+		nd_kernel_word(data + nd_number(text, "OFFSET(prb_data_ring.data)=", 10)), bytes,
+	};
+}
+
 static int nd_find_memory(void)
 {
 	int error;
 
 	nd.ram_ranges = 0;
 	nd.ram_pages = 0;
+	nd.pfn_end = 0;
 	error = walk_iomem_res_desc(IORES_DESC_NONE, IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY, 0, -1, NULL, nd_add_ram);
 	if (error == -E2BIG)
 		return error;
 	if (!nd.ram_ranges)
 		return nd_refuse(-ENODEV, "the kernel names no System RAM");
 	nd_find_image();
+	nd_find_log();
 	return 0;
 }
 

@@ -47,6 +47,15 @@
 /* Threads whose stacks the State text may show, so that a list that is broken into a ring ends. */
 #define ND_THREADS_MAX		65536
 
+/* Pages of received frames that are remembered; drivers use the same few again and again. */
+#define ND_TOUCHED_MAX		256
+
+/* A range of kernel addresses. */
+struct nd_bytes {
+	u64 first;
+	u64 bytes;
+};
+
 /* One CPU at the crash. */
 struct nd_captured {
 	struct pt_regs regs;
@@ -83,7 +92,9 @@ struct nd_shim {
 	struct nd_ram ram[ND_RAM_RANGES_MAX];
 	u32 ram_ranges;
 	u64 ram_pages;
+	u64 pfn_end;
 	struct nd_ram image;
+	struct nd_bytes log[4];
 	struct nd_captured *captured;
 	u32 state;
 	u64 armed_unix_seconds;
@@ -113,6 +124,8 @@ struct nd_shim {
 	struct nd_step step;
 	u32 faults;
 	bool received;
+	u32 touched_used;
+	u64 touched[ND_TOUCHED_MAX];
 	struct {
 		struct kmsg_dump_iter log;
 		struct task_struct *process;
