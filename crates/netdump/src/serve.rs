@@ -229,7 +229,7 @@ fn recover(hub: &Arc<Hub>) -> Result<()> {
             hub.registry.set(id, Entry::Recovering);
             unfinished.push((dir, file));
         } else {
-            hub.registry.set(id, Entry::Done);
+            hub.registry.set(id, Entry::Done(file.over()));
         }
     }
     let there = Arc::clone(hub);

@@ -12,7 +12,7 @@ use super::directory::{CrashDir, LOG_FILE, State, Vmcore};
 use super::events::Event;
 use super::finish::{Job, finish};
 use super::hub::Hub;
-use super::registry::{Shared, lock};
+use super::registry::{Over, Shared, lock};
 use super::session::{Session, Want};
 use super::spool::SPOOL_FILE;
 
@@ -55,8 +55,8 @@ fn close(hub: &Hub, shared: &Shared, why: Option<String>) {
     if hub.stop.load(Ordering::Relaxed) && finished.is_err() {
         return;
     }
-    conclude(hub, shared, &dir, finished, why);
-    hub.registry.finished(about.session, shared);
+    let over = conclude(hub, shared, &dir, finished, why);
+    hub.registry.finished(about.session, shared, over);
 }
 
 /// What a session that came to its own end lacks.
@@ -112,14 +112,14 @@ fn dismiss(hub: &Hub, shared: &Shared) {
     }
 }
 
-/// Writes down how it ended, and removes the spool if the vmcore has all of it.
+/// Writes down and returns how it ended, and removes the spool if the vmcore has all of it.
 fn conclude(
     hub: &Hub,
     shared: &Shared,
     dir: &CrashDir,
     finished: Result<Option<Vmcore>>,
     why: Option<String>,
-) {
+) -> Over {
     let session = lock(shared);
     let summary = session.content().summary();
     let only_log = match session.wanted() {
@@ -149,6 +149,7 @@ fn conclude(
         (None, None) => (State::Complete, None),
     };
     let mut file = session.file(state, why.clone());
+    let over = file.over();
     file.vmcore.clone_from(&vmcore);
     let (about, arrived) = (session.about().clone(), session.arrived());
     drop(session);
@@ -173,6 +174,7 @@ fn conclude(
             vmcore_bytes,
         },
     });
+    over
 }
 
 fn warn(hub: &Hub, result: Result<()>) {

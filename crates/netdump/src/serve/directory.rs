@@ -15,6 +15,7 @@ use proto::units::{ArmingId, KeyId, SessionId};
 use serde::{Deserialize, Serialize};
 
 use super::content::Summary;
+use super::registry::Over;
 use super::session::Want;
 use crate::key::HostName;
 use crate::time::utc_compact;
@@ -70,6 +71,9 @@ pub struct SessionFile {
     pub key: String,
     /// Arming id, 16 hexadecimal digits.
     pub arming: String,
+    /// How often the client had started over.
+    #[serde(default)]
+    pub attempt: u16,
     /// Where the client's packets come from.
     pub peer: SocketAddr,
     /// UTC time of the first packet.
@@ -227,11 +231,15 @@ impl SessionFile {
     }
 }
 
-impl State {
-    /// The session goes on.
+impl SessionFile {
+    /// How the session ended, if it has.
     #[must_use]
-    pub fn unfinished(self) -> bool {
-        matches!(self, Self::Receiving | Self::Finishing)
+    pub fn over(&self) -> Over {
+        let dismissed = matches!(self.verdict, Some(Want::Nothing(_)));
+        Over {
+            attempt: self.attempt,
+            whole: dismissed || matches!(self.state, State::Complete | State::LogOnly),
+        }
     }
 }
 
@@ -284,6 +292,7 @@ mod tests {
             host: "a".into(),
             key: "00000000000000ff".into(),
             arming: "0000000000000001".into(),
+            attempt: 0,
             peer: "10.0.0.1:6666".parse().unwrap(),
             started: "1970-01-01T00:00:00Z".into(),
             seconds: 0.5,

@@ -16,7 +16,7 @@ use super::directory::{CrashDir, State};
 use super::drops::Reason;
 use super::events::Event;
 use super::hub::Hub;
-use super::registry::{Entry, Shared, lock};
+use super::registry::{Entry, Over, Shared, lock};
 use super::session::{Due, Phase, Session, Want};
 use super::socket::{Batch, Peer, send};
 use crate::key::{HostKey, fill_random};
@@ -76,7 +76,8 @@ fn take(
                 session
             }
         }
-        Some(Entry::Done) => return dismiss(hub, now, &header, peer, datagram),
+        Some(Entry::Done(over)) if welcome(over, &header) => begin(hub, &header, peer, datagram)?,
+        Some(Entry::Done(_)) => return dismiss(hub, now, &header, peer, datagram),
         Some(Entry::Recovering) => return Err(Reason::UnknownSession),
         None if header.kind == Kind::First => begin(hub, &header, peer, datagram)?,
         None if hub.key(header.session.key).is_none() => return Err(Reason::UnknownKey),
@@ -87,6 +88,12 @@ fn take(
         touched.push(session);
     }
     Ok(())
+}
+
+/// Whether a packet is the first of a later attempt of a session that ended without all that was
+/// wanted: the network was cut for long, and the host is still there.
+fn welcome(over: Over, header: &Header) -> bool {
+    header.kind == Kind::First && header.attempt > over.attempt && !over.whole
 }
 
 /// Begins the session of a first packet, once that has proved genuine. An earlier attempt of the
@@ -104,9 +111,10 @@ fn begin(hub: &Arc<Hub>, header: &Header, peer: Peer, datagram: &[u8]) -> Result
         Some(Entry::Live(session)) => {
             closing::start(hub, &session, Some("the client started over".to_owned()))
         }
-        Some(Entry::Recovering | Entry::Done) => return Err(Reason::UnknownSession),
-        None if hub.registry.has_room(header.session.key) => {}
-        None => return Err(Reason::OverLimit),
+        Some(Entry::Done(over)) if !welcome(over, header) => return Err(Reason::UnknownSession),
+        Some(Entry::Recovering) => return Err(Reason::UnknownSession),
+        Some(Entry::Done(_)) | None if hub.registry.has_room(header.session.key) => {}
+        Some(Entry::Done(_)) | None => return Err(Reason::OverLimit),
     }
     let session = create(hub, &key, header, peer).map_err(|error| {
         hub.events

@@ -1,7 +1,7 @@
 //! Which sessions there are, shared by all receive threads; and which are over, so that their
 //! packets, late or replayed, begin nothing anew.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::units::{KeyId, SessionId};
@@ -26,8 +26,17 @@ pub enum Entry {
     Recovering,
     /// Under way.
     Live(Shared),
-    /// Over: the host may reboot.
-    Done,
+    /// Over.
+    Done(Over),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Over {
+    /// The last attempt of it.
+    pub attempt: u16,
+    /// Everything that was wanted is on disk: the host may reboot. If not, a later attempt is welcome.
+    pub whole: bool,
 }
 
 /// All sessions.
@@ -36,12 +45,12 @@ pub struct Registry {
     inner: Mutex<Inner>,
 }
 
-/// Invariant: no session is in both maps, and `done_order` holds the sessions of `done`, the oldest
-/// first.
+/// Invariant: `done_order` holds the sessions of `done`, the oldest first. A session that was over
+/// and is under way again is in both maps.
 #[derive(Default)]
 struct Inner {
     open: HashMap<SessionId, Option<Shared>>,
-    done: HashSet<SessionId>,
+    done: HashMap<SessionId, Over>,
     done_order: VecDeque<SessionId>,
 }
 
@@ -53,7 +62,7 @@ impl Registry {
         match inner.open.get(&id) {
             Some(Some(session)) => Some(Entry::Live(Arc::clone(session))),
             Some(None) => Some(Entry::Recovering),
-            None => inner.done.contains(&id).then_some(Entry::Done),
+            None => inner.done.get(&id).copied().map(Entry::Done),
         }
     }
 
@@ -71,16 +80,17 @@ impl Registry {
         match entry {
             Entry::Recovering => drop(inner.open.insert(id, None)),
             Entry::Live(session) => drop(inner.open.insert(id, Some(session))),
-            Entry::Done => inner.finish(id),
+            Entry::Done(over) => inner.finish(id, over),
         }
     }
 
     /// Session `id` is over, unless another attempt has taken the place of `session`.
-    pub fn finished(&self, id: SessionId, session: &Shared) {
+    pub fn finished(&self, id: SessionId, session: &Shared, over: Over) {
         let mut inner = lock(&self.inner);
         let live = inner.open.get(&id).and_then(Option::as_ref);
         if live.is_some_and(|live| Arc::ptr_eq(live, session)) {
-            inner.finish(id);
+            inner.open.remove(&id);
+            inner.finish(id, over);
         }
     }
 
@@ -103,11 +113,15 @@ impl Registry {
 }
 
 impl Inner {
-    fn finish(&mut self, id: SessionId) {
-        self.open.remove(&id);
-        if self.done.insert(id) {
-            self.done_order.push_back(id);
+    /// Remembers that an attempt of a session is over; what is known of other attempts stays.
+    fn finish(&mut self, id: SessionId, over: Over) {
+        if let Some(before) = self.done.get_mut(&id) {
+            before.attempt = before.attempt.max(over.attempt);
+            before.whole |= over.whole;
+            return;
         }
+        self.done.insert(id, over);
+        self.done_order.push_back(id);
         if self.done.len() > DONE_MAX
             && let Some(oldest) = self.done_order.pop_front()
         {
@@ -128,6 +142,11 @@ mod tests {
 
     use super::*;
 
+    const OVER: Over = Over {
+        attempt: 0,
+        whole: true,
+    };
+
     fn id(key: u64, arming: u64) -> SessionId {
         SessionId {
             key: KeyId(key),
@@ -144,7 +163,8 @@ mod tests {
         }
         assert!(!registry.has_room(KeyId(1)));
         assert!(registry.has_room(KeyId(2)));
-        registry.set(id(1, 0), Entry::Done);
+        let session = registry.inner.lock().unwrap().open.remove(&id(1, 0));
+        assert!(session.is_some());
         assert!(registry.has_room(KeyId(1)));
     }
 
@@ -152,9 +172,9 @@ mod tests {
     fn what_is_remembered_as_over_is_bounded() {
         let registry = Registry::default();
         for arming in 0..=DONE_MAX as u64 {
-            registry.set(id(1, arming), Entry::Done);
+            registry.set(id(1, arming), Entry::Done(OVER));
         }
         assert!(registry.get(id(1, 0)).is_none());
-        assert!(matches!(registry.get(id(1, 1)), Some(Entry::Done)));
+        assert!(matches!(registry.get(id(1, 1)), Some(Entry::Done(OVER))));
     }
 }

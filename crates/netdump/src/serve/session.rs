@@ -391,6 +391,7 @@ impl Session {
             host: self.about.host.clone(),
             key: self.id().key.to_string(),
             arming: self.id().arming.to_string(),
+            attempt: self.attempt(),
             peer: self.came.peer.address,
             started: self.came.started.clone(),
             seconds: self.seconds(),

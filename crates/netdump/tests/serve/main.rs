@@ -11,7 +11,7 @@ mod tests {
     use std::fs;
     use std::net::UdpSocket;
     use std::path::Path;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use netdump::key::HostKey;
     use netdump::serve::events::Events;
@@ -62,6 +62,14 @@ mod tests {
                 assert_eq!(state, dump::PageState::Data);
                 assert!(bytes == page(pfn), "page {pfn}");
             }
+        }
+    }
+
+    fn wait_for_state(crash: &Path, state: &str) {
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while session(crash)["state"] != state {
+            assert!(Instant::now() < give_up, "{}", session(crash));
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -279,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_dies_is_kept_as_far_as_it_came() {
+    fn a_host_that_falls_silent_is_kept_as_far_as_it_came_and_may_come_back() {
         let (place, key) = Place::new();
         let options = Options {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -295,15 +303,20 @@ mod tests {
             packets_max: Some(400),
             ..Host::new(&key, 1)
         };
-        assert!(host.crash(server.address()).outcome.is_none());
+        let sent = host.crash(server.address());
+        assert!(sent.outcome.is_none());
         let crash = place.crashes().remove(0);
-        let mut tries = 0;
-        while session(&crash)["state"] != "incomplete" {
-            std::thread::sleep(Duration::from_millis(50));
-            tries += 1;
-            assert!(tries < 100, "{}", session(&crash));
-        }
+        wait_for_state(&crash, "incomplete");
+        let again = Host {
+            attempt: 1,
+            first: sent.next_packet,
+            ..Host::new(&key, 1)
+        };
+        assert_rebooted(&again.crash(server.address()));
+        let retold = place.crashes().remove(1);
+        wait_for_state(&retold, "complete");
         server.stop();
+        assert_whole(&retold, &again);
         let file = session(&crash);
         assert_eq!(file["why"], "nothing was heard for 0.3 s");
         assert!(file["vmcore"]["pages_lost"].as_u64().unwrap() > 0);
