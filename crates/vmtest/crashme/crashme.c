@@ -66,12 +66,18 @@ static int pattern_show(struct seq_file *file, void *unused)
 	return 0;
 }
 
+/*
+ * panic() behind a pointer that the compiler cannot see through: a function that ends in a call that never returns has its
+ * return address behind its own end, and debuggers then name its neighbour.
+ */
+static void (*volatile die)(const char *format, ...) = panic;
+
 /* A volatile address, so that the compiler cannot turn the fault into an undefined instruction. */
 static int *volatile nowhere;
 
 static noinline void crashme_panic(void)
 {
-	panic("crashme: panic in process context");
+	die("crashme: panic in process context");
 }
 
 static noinline void crashme_null(void)
@@ -97,7 +103,8 @@ static noinline void crashme_hardirq(struct irq_work *work)
 static noinline int crashme_irqs_off(void *unused)
 {
 	local_irq_disable();
-	panic("crashme: panic with interrupts off on CPU %d", smp_processor_id());
+	die("crashme: panic with interrupts off on CPU %d", smp_processor_id());
+	return 0;
 }
 
 /* Every transmit lock of every Ethernet device is held, as when a driver dies while it sends. */
@@ -113,7 +120,7 @@ static noinline void crashme_nic_locked(void)
 		for (i = 0; i < dev->num_tx_queues; i++)
 			__netif_tx_lock(netdev_get_tx_queue(dev, i), smp_processor_id());
 	}
-	panic("crashme: panic with the transmit locks held");
+	die("crashme: panic with the transmit locks held");
 }
 
 /* Nothing is left, not even the reserves for atomic allocations. */
@@ -123,7 +130,7 @@ static noinline void crashme_no_memory(void)
 
 	while (alloc_page(GFP_ATOMIC | __GFP_HIGH | __GFP_NOWARN))
 		pages++;
-	panic("crashme: panic with no memory left after %lu pages", pages);
+	die("crashme: panic with no memory left after %lu pages", pages);
 }
 
 static struct timer_list softirq_timer;

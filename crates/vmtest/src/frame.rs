@@ -75,7 +75,11 @@ pub fn arp_reply(request: &[u8], target: [u8; 4]) -> Option<[u8; ARP_FRAME]> {
 /// # Panics
 /// If `frame` is shorter than its headers or longer than IPv4 allows: both are the caller's buffers, not input.
 pub fn write_udp_headers(frame: &mut [u8], to_mac: Mac, from: Endpoint, to: Endpoint) {
-    assert!((UDP_HEADERS..=0xffff).contains(&frame.len()), "a frame of {} bytes", frame.len());
+    assert!(
+        (UDP_HEADERS..=0xffff).contains(&frame.len()),
+        "a frame of {} bytes",
+        frame.len()
+    );
     let total = u16::try_from(frame.len() - 14).unwrap_or(u16::MAX);
     frame[..6].copy_from_slice(&to_mac);
     frame[6..12].copy_from_slice(&HARNESS_MAC);

@@ -48,6 +48,12 @@ pub enum Place {
 const STRUCT_PAGE: u64 = 64;
 /// Per-CPU symbols are offsets below this; everything else has the upper half of the address space.
 const PER_CPU_OFFSET_MAX: u64 = 1 << 20;
+/// The parts of the image that are freed, each from one symbol to another (mark_rodata_ro and free_initmem).
+const FREED: [(&str, &str); 3] = [
+    ("_etext", "__start_rodata"),
+    ("__end_rodata", "_sdata"),
+    ("__init_begin", "__init_end"),
+];
 const PRESENT: u64 = 1;
 const HUGE: u64 = 1 << 7;
 const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
@@ -80,6 +86,9 @@ impl<'a> KernelView<'a> {
             return Place::Allocated;
         };
         let offset = address - area.start;
+        if matches!(area.purpose, Purpose::Image) && self.is_freed(offset) {
+            return Place::Allocated;
+        }
         let named = |symbol: Option<(&str, u64)>| {
             symbol.map_or_else(
                 || ("?".to_owned(), 0),
@@ -128,6 +137,20 @@ impl<'a> KernelView<'a> {
             table = entry & FRAME_MASK;
         }
         None
+    }
+
+    /// Whether the kernel has given the byte at this offset of its image back to the allocator: the gaps between its
+    /// sections, and what only booting needed.
+    fn is_freed(&self, offset: u64) -> bool {
+        let Some(text) = self.address_of("_text") else {
+            return false;
+        };
+        FREED.iter().any(
+            |(from, to)| match (self.address_of(from), self.address_of(to)) {
+                (Some(from), Some(to)) => (from..to).contains(&(text + offset)),
+                _ => false,
+            },
+        )
     }
 
     fn symbol_at(&self, address: u64) -> Option<(&str, u64)> {

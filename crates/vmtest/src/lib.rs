@@ -20,6 +20,8 @@ pub mod pattern;
 pub mod pcap;
 pub mod qmp;
 pub mod readers;
+pub mod ring;
+pub mod rules;
 pub mod run;
 pub mod server;
 pub mod stage;

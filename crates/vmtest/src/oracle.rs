@@ -1,8 +1,8 @@
 //! The truth: every page of the guest's memory against the vmcore, and the seeded pattern against both.
 //!
 //! The dump path itself writes to some memory after it has sent it. The client lists the pages it knows of (`written` in
-//! session.json); what the kernel writes on its own account is listed here, symbol by symbol, with the reason. A page may
-//! differ only where it is listed, word by word for symbols.
+//! session.json); what the driver and the kernel write on its behalf is in `rules`, with the reasons. A page may differ only
+//! where one of the two says so.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,9 +10,8 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use dump::PageState;
 
-use crate::kernel::{KernelView, Place};
-use crate::memory::GuestMemory;
 use crate::pattern::{self, PAGE_SIZE};
+use crate::rules::{DRIVER_STATE, Rules, differing_words, word_at};
 use crate::stage::PatternRun;
 
 /// A page as bytes.
@@ -48,11 +47,12 @@ pub struct Comparison {
 
 /// Differences that are described; more of them rarely say more.
 const EXAMPLES_MAX: usize = 400;
+/// Pages a driver may keep its state in: descriptors' extra state of two queues, its structures, statistics.
+const DRIVER_PAGES_MAX: u64 = 32;
+/// Words of a page that are shown.
+const WORDS_MAX: usize = 8;
 /// A firmware keeps less than this for itself: tables, its own code, the legacy hole below 1 MiB.
 pub const FIRMWARE_PAGES_MAX: u64 = 1024;
-
-/// Symbols the kernel writes while the dump runs, each with the reason. Names are whole symbols.
-const WRITTEN_SYMBOLS: &[(&str, &str)] = &[];
 
 impl Written {
     /// Takes the list from session.json: first pfn, pages, kind.
@@ -85,10 +85,9 @@ impl Written {
 /// # Errors
 /// What `vmcore` fails with: then the file cannot be read, which is not a difference.
 pub fn compare(
-    memory: &GuestMemory,
     system_ram: &[(u64, u64)],
     written: &Written,
-    kernel: &KernelView<'_>,
+    rules: &Rules<'_>,
     mut vmcore: impl FnMut(u64, &mut Page) -> Result<PageState>,
 ) -> Result<Comparison> {
     let mut comparison = Comparison {
@@ -97,18 +96,18 @@ pub fn compare(
     };
     let mut page = [0; PAGE_SIZE];
     for pfn in pages(system_ram) {
-        let Some(truth) = memory.page(pfn) else {
+        let Some(truth) = rules.memory.page(pfn) else {
             continue;
         };
         comparison.checked += 1;
         match vmcore(pfn, &mut page)? {
             PageState::Data if page == truth => {}
-            PageState::Data => comparison.judge(pfn, truth, &page, written, kernel),
+            PageState::Data => comparison.judge(pfn, truth, &page, written, rules),
             PageState::Unreadable => comparison.unreadable += 1,
             PageState::Excluded | PageState::Missing | PageState::NotRam => comparison.absent += 1,
         }
     }
-    comparison.firmware = memory.size() / PAGE_SIZE as u64 - comparison.checked;
+    comparison.firmware = rules.memory.size() / PAGE_SIZE as u64 - comparison.checked;
     Ok(comparison)
 }
 
@@ -119,26 +118,18 @@ impl Comparison {
         self.listed_different.values().sum()
     }
 
-    fn judge(
-        &mut self,
-        pfn: u64,
-        truth: &[u8],
-        page: &Page,
-        written: &Written,
-        kernel: &KernelView<'_>,
-    ) {
-        let kind = written
-            .kind(pfn)
-            .map(str::to_owned)
-            .or_else(|| rule(pfn, truth, page, kernel));
+    fn judge(&mut self, pfn: u64, truth: &[u8], page: &Page, written: &Written, rules: &Rules<'_>) {
+        let kind = written.kind(pfn).or_else(|| rules.allows(pfn, truth, page));
         if let Some(kind) = kind {
-            *self.listed_different.entry(kind).or_default() += 1;
-            return;
+            let pages = self.listed_different.entry(kind.to_owned()).or_default();
+            if kind != DRIVER_STATE || *pages < DRIVER_PAGES_MAX {
+                *pages += 1;
+                return;
+            }
         }
         self.different += 1;
         if self.examples.len() < EXAMPLES_MAX {
-            self.examples
-                .push((pfn, describe(pfn, truth, page, kernel)));
+            self.examples.push((pfn, describe(pfn, truth, page, rules)));
         }
     }
 }
@@ -165,54 +156,21 @@ fn pages(ranges: &[(u64, u64)]) -> impl Iterator<Item = u64> {
         .flat_map(move |(first, last)| first.div_ceil(size)..(last + 1) / size)
 }
 
-/// The words of eight bytes that differ, as offsets into the page.
-fn differing_words<'a>(truth: &'a [u8], page: &'a Page) -> impl Iterator<Item = usize> + 'a {
-    let words = truth.chunks_exact(8).zip(page.chunks_exact(8));
-    words
-        .enumerate()
-        .filter(|(_, (a, b))| a != b)
-        .map(|(word, _)| word * 8)
-}
-
-/// The rule that allows every differing word of a page: the first such word's symbol, if all of them have one.
-fn rule(pfn: u64, truth: &[u8], page: &Page, kernel: &KernelView<'_>) -> Option<String> {
-    let mut allowed = None;
-    for offset in differing_words(truth, page) {
-        let place = kernel.place(pfn * PAGE_SIZE as u64 + offset as u64);
-        let (Place::Image(symbol, _) | Place::PerCpu(_, symbol, _)) = place else {
-            return None;
-        };
-        WRITTEN_SYMBOLS.iter().find(|(name, _)| *name == symbol)?;
-        allowed.get_or_insert(symbol);
+/// Where the page lies and what differs: the first words as memory has them and as the vmcore has them.
+fn describe(pfn: u64, truth: &[u8], page: &Page, rules: &Rules<'_>) -> String {
+    let offsets: Vec<usize> = differing_words(truth, page).collect();
+    let mut text = format!("{} words differ:", offsets.len());
+    for offset in offsets.iter().take(WORDS_MAX) {
+        let place = rules.kernel.place(pfn * PAGE_SIZE as u64 + *offset as u64);
+        write!(
+            text,
+            " {offset:#x} ({place}) {:x} is {:x},",
+            word_at(truth, *offset),
+            word_at(page, *offset)
+        )
+        .unwrap_or_default();
     }
-    allowed
-}
-
-/// Where the page lies and what differs, on one line.
-fn describe(pfn: u64, truth: &[u8], page: &Page, kernel: &KernelView<'_>) -> String {
-    let mut places: Vec<String> = Vec::new();
-    let mut words = 0;
-    let mut first = None;
-    for offset in differing_words(truth, page) {
-        words += 1;
-        first.get_or_insert(offset);
-        let place = kernel
-            .place(pfn * PAGE_SIZE as u64 + offset as u64)
-            .to_string();
-        let symbol = place.split('+').next().unwrap_or_default().to_owned();
-        if !places.contains(&symbol) {
-            places.push(symbol);
-        }
-    }
-    let first = first.unwrap_or(0);
-    let mut text = format!("{words} words, from {first:#x}: memory ");
-    for (bytes, next) in [(truth, ", vmcore "), (page.as_slice(), "; ")] {
-        for byte in bytes.iter().skip(first).take(16) {
-            write!(text, "{byte:02x}").unwrap_or_default();
-        }
-        text.push_str(next);
-    }
-    text + &places.join(" ")
+    text
 }
 
 /// Pages of the pattern that the vmcore does not hold as they were placed: their kind, index and page number.
@@ -247,6 +205,8 @@ pub fn pattern_damage(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::KernelView;
+    use crate::memory::GuestMemory;
     use crate::stage::Kernel;
 
     const RAM: [(u64, u64); 2] = [(0x1000, 0x5_0fff), (0x10_0000, 0x13_ffff)];
@@ -258,14 +218,19 @@ mod tests {
         let memory = GuestMemory::new(2 << 20).unwrap();
         let facts = Kernel::default();
         let kernel = KernelView::new(&memory, &facts, 1);
-        compare(&memory, &RAM, &Written::new(written), &kernel, vmcore).unwrap()
+        let rules = Rules {
+            memory: &memory,
+            kernel: &kernel,
+            mac: [2; 6],
+            rings: &[(0x13_e000, 0x13_e008)],
+        };
+        compare(&RAM, &Written::new(written), &rules, vmcore).unwrap()
     }
 
-    /// A vmcore in which the first byte of some pages is 1, where memory has 0.
+    /// A vmcore in which some pages are text, where memory has zeros.
     fn spoiled(pfns: &'static [u64]) -> impl FnMut(u64, &mut Page) -> Result<PageState> {
         move |pfn, page| {
-            page.fill(0);
-            page[0] = u8::from(pfns.contains(&pfn));
+            page.fill(if pfns.contains(&pfn) { b'a' } else { 0 });
             Ok(PageState::Data)
         }
     }
@@ -285,10 +250,11 @@ mod tests {
         let comparison = run(&[], spoiled(&[0x102]));
         assert_eq!(comparison.different, 1);
         assert_eq!(comparison.examples[0].0, 0x102);
+        let words = "512 words differ: 0x0 (allocated) 0 is 6161616161616161,";
         assert!(
-            comparison.examples[0]
-                .1
-                .starts_with("1 words, from 0x0: memory 00")
+            comparison.examples[0].1.starts_with(words),
+            "{}",
+            comparison.examples[0].1
         );
     }
 
@@ -298,6 +264,53 @@ mod tests {
         assert_eq!((comparison.listed, comparison.different), (2, 2));
         assert_eq!(comparison.listed_different.get("reserve"), Some(&2));
         assert_eq!(comparison.listed_different_pages(), 2);
+    }
+
+    #[test]
+    fn a_page_may_differ_where_a_rule_says_so_and_nowhere_else() {
+        let text = |bytes: usize| {
+            move |pfn: u64, page: &mut Page| {
+                page.fill(0);
+                page[..bytes].fill(if pfn == 0x13e { b'a' } else { 0 });
+                Ok(PageState::Data)
+            }
+        };
+        assert_eq!(
+            run(&[], text(8)).listed_different.get("device rings"),
+            Some(&1)
+        );
+        let comparison = run(&[], text(16));
+        assert_eq!(comparison.different, 1);
+    }
+
+    #[test]
+    fn driver_state_is_numbers_and_pointers_in_few_pages() {
+        let comparison = run(&[], |pfn, page| {
+            page.fill(0);
+            if pfn >= 0x100 {
+                page[..8].copy_from_slice(&0xff44_05a8_6fa6_f200_u64.to_le_bytes());
+                page[8..16].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 0]);
+            }
+            Ok(PageState::Data)
+        });
+        assert_eq!(
+            comparison.listed_different.get(DRIVER_STATE),
+            Some(&DRIVER_PAGES_MAX)
+        );
+        assert_eq!(comparison.different, 0x40 - DRIVER_PAGES_MAX);
+    }
+
+    #[test]
+    fn received_frames_are_known_by_their_header() {
+        let comparison = run(&[], |pfn, page| {
+            page.fill(0);
+            if pfn == 0x110 {
+                page[100..106].fill(2);
+                page[106..112].copy_from_slice(&crate::frame::HARNESS_MAC);
+            }
+            Ok(PageState::Data)
+        });
+        assert_eq!(comparison.listed_different.get("received frames"), Some(&1));
     }
 
     #[test]

@@ -18,6 +18,17 @@ pub struct Expected<'a> {
     pub console: &'a [String],
 }
 
+/// The part of `console` that was printed before the first page was sent, so that a vmcore must hold it: what the client
+/// has the kernel print after the memory (tasks, memory figures) goes into the crash's log only.
+#[must_use]
+pub fn before_state(console: &[String]) -> &[String] {
+    let end = console
+        .iter()
+        .position(|line| line.starts_with("sysrq: Show "))
+        .unwrap_or(console.len());
+    &console[..end]
+}
+
 /// What a reader found wrong; nothing when all is there.
 pub type Complaints = Vec<String>;
 

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use dump::{Pfn, Reader};
 use serde::Serialize;
 
+use crate::frame::Mac;
 use crate::initramfs::Initramfs;
 use crate::kernel::KernelView;
 use crate::link::{Faults, Link};
@@ -22,6 +23,8 @@ use crate::memory::GuestMemory;
 use crate::modules::{self, Modules};
 use crate::oracle::{self, Comparison, FIRMWARE_PAGES_MAX, Written};
 use crate::readers::{self, Expected};
+use crate::ring::rings;
+use crate::rules::Rules;
 use crate::server::{Server, Session};
 use crate::stage::{Crash, Fill, Kernel, ORDERS_PATH, Orders, PatternRun, Stage};
 use crate::verdict::{Observations, Verdict};
@@ -161,6 +164,7 @@ struct Story {
     boot: Option<Duration>,
     kernel: String,
     status: serde_json::Value,
+    mac: Mac,
     pattern: Vec<PatternRun>,
     facts: Kernel,
     /// Bytes and frames of the guest when the crash began.
@@ -379,6 +383,15 @@ fn follow(
     }
 }
 
+/// "52:54:00:12:34:56" as bytes; what is no such address is no address of a frame either.
+fn mac_of(text: &str) -> Mac {
+    let mut mac = Mac::default();
+    for (byte, digits) in mac.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(digits, 16).unwrap_or(0);
+    }
+    mac
+}
+
 fn stage_name(seen: &Observations) -> &'static str {
     match seen {
         Observations { booted: false, .. } => "booting",
@@ -420,7 +433,7 @@ fn hear(machine: &Machine, story: &mut Story) -> Result<bool> {
                 story.boot = Some(when - machine.started);
                 story.kernel = kernel;
             }
-            Stage::Configured { .. } => {}
+            Stage::Configured { mac } => story.mac = mac_of(&mac),
             Stage::Armed { status } => story.status = status,
             Stage::Pattern { pages } => story.pattern = pages,
             Stage::Kernel(facts) => story.facts = facts,
@@ -543,13 +556,14 @@ fn judge(
     let mut page = |pfn: u64, page: &mut oracle::Page| Ok(reader.read_page(Pfn(pfn), page)?);
     let kernel = KernelView::new(&machine.memory, &story.facts, plan.cpus);
     let written = Written::new(&session.written);
-    let comparison = oracle::compare(
-        &machine.memory,
-        &story.facts.ram,
-        &written,
-        &kernel,
-        &mut page,
-    )?;
+    let rings = rings(&mut machine.vm.qmp, plan.nic)?;
+    let rules = Rules {
+        memory: &machine.memory,
+        kernel: &kernel,
+        mac: story.mac,
+        rings: &rings,
+    };
+    let comparison = oracle::compare(&story.facts.ram, &written, &rules, &mut page)?;
     let damage = oracle::pattern_damage(&story.pattern, seed, &mut page)?;
     write_differences(folder, &comparison)?;
     report.pages_checked = comparison.checked;
@@ -632,7 +646,7 @@ fn read(
     let expected = Expected {
         function: plan.crash.function(),
         cpus: plan.cpus,
-        console: &console,
+        console: readers::before_state(&console),
     };
     let mut found = Vec::new();
     let log = fs::read(crash_dir.join("log")).context("cannot read the log of the crash")?;

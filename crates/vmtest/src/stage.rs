@@ -98,6 +98,17 @@ pub enum Fill {
     Random,
 }
 
+/// Symbols that are not data but say where parts of the kernel's image begin and end.
+pub const IMAGE_SYMBOLS: [&str; 7] = [
+    "_text",
+    "_etext",
+    "__start_rodata",
+    "__end_rodata",
+    "_sdata",
+    "__init_begin",
+    "__init_end",
+];
+
 /// One line on the port.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "stage")]

@@ -12,9 +12,20 @@ impl Display for Table<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self(report) = self;
         row(f, "verdict", &report.why)?;
-        row(f, "kernel", &format!("{} ({})", report.kernel, report.accel))?;
+        row(
+            f,
+            "kernel",
+            &format!("{} ({})", report.kernel, report.accel),
+        )?;
         let (loss, seed) = (report.loss_percent, report.seed);
-        row(f, "crash", &format!("{} on {}, {loss} % loss, seed {seed}", report.crash, report.nic))?;
+        row(
+            f,
+            "crash",
+            &format!(
+                "{} on {}, {loss} % loss, seed {seed}",
+                report.crash, report.nic
+            ),
+        )?;
         row(f, "boot", &format!("{} ms", report.boot_ms))?;
         if let Some(time) = report.first_packet_ms {
             row(f, "first packet", &format!("{time} ms after the crash"))?;
@@ -24,30 +35,66 @@ impl Display for Table<'_> {
             page_rows(f, report)?;
         }
         row(f, "not run", &report.skipped.join("; "))?;
-        let folder = report.folder.as_ref().map(|path| path.display().to_string());
+        let folder = report
+            .folder
+            .as_ref()
+            .map(|path| path.display().to_string());
         row(f, "files", &folder.unwrap_or_default())
     }
 }
 
 fn row(f: &mut Formatter<'_>, name: &str, value: &str) -> fmt::Result {
-    if value.is_empty() { Ok(()) } else { writeln!(f, "{name:>13}  {value}") }
+    if value.is_empty() {
+        Ok(())
+    } else {
+        writeln!(f, "{name:>13}  {value}")
+    }
 }
 
 fn dump_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
-    row(f, "dump", &format!("{:.2} s, {:.0} MB/s of memory", report.dump_s, report.memory_mb_s))?;
+    row(
+        f,
+        "dump",
+        &format!(
+            "{:.2} s, {:.0} MB/s of memory",
+            report.dump_s, report.memory_mb_s
+        ),
+    )?;
     let (lost, overruns) = (report.frames_lost, report.overruns);
-    row(f, "wire", &format!("{} bytes, {lost} frames lost, {overruns} overrun", report.wire_bytes))?;
+    row(
+        f,
+        "wire",
+        &format!(
+            "{} bytes, {lost} frames lost, {overruns} overrun",
+            report.wire_bytes
+        ),
+    )?;
     row(f, "vmcore", &format!("{} bytes", report.vmcore_bytes))
 }
 
 fn page_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     let (checked, different) = (report.pages_checked, report.pages_different);
-    row(f, "pages", &format!("{checked} compared, {different} different"))?;
-    let kinds: Vec<String> =
-        report.listed_different_kinds.iter().map(|(kind, pages)| format!("{kind} {pages}")).collect();
+    row(
+        f,
+        "pages",
+        &format!("{checked} compared, {different} different"),
+    )?;
+    let kinds: Vec<String> = report
+        .listed_different_kinds
+        .iter()
+        .map(|(kind, pages)| format!("{kind} {pages}"))
+        .collect();
     let (listed, changed) = (report.pages_listed, report.listed_different);
-    row(f, "listed", &format!("{listed} pages, {changed} different: {}", kinds.join(", ")))?;
+    row(
+        f,
+        "listed",
+        &format!("{listed} pages, {changed} different: {}", kinds.join(", ")),
+    )?;
     row(f, "pattern", &format!("{} pages", report.pattern_pages))?;
-    let tasks: Vec<String> = report.tasks.iter().map(|(reader, tasks)| format!("{reader} {tasks}")).collect();
+    let tasks: Vec<String> = report
+        .tasks
+        .iter()
+        .map(|(reader, tasks)| format!("{reader} {tasks}"))
+        .collect();
     row(f, "tasks", &tasks.join(", "))
 }

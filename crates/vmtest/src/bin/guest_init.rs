@@ -18,8 +18,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::mount::{MountFlags, mount};
 use vmtest::pattern::{self, PAGE_SIZE};
 use vmtest::stage::{
-    Crash, Fill, GUEST_ADDRESS, Kernel, ORDERS_PATH, Orders, PORT_NAME, PatternRun, SERVER_ADDRESS,
-    SERVER_PORT, Stage,
+    Crash, Fill, GUEST_ADDRESS, IMAGE_SYMBOLS, Kernel, ORDERS_PATH, Orders, PORT_NAME, PatternRun,
+    SERVER_ADDRESS, SERVER_PORT, Stage,
 };
 
 /// Pages of the pattern in user memory: 8 MiB.
@@ -361,8 +361,8 @@ fn kernel_facts() -> Result<Kernel> {
         else {
             continue;
         };
-        // Data, bss, absolute (per-CPU offsets), and the start of the code, which anchors addresses to physical memory.
-        if matches!(kind, "d" | "D" | "b" | "B" | "a" | "A") || name == "_text" {
+        // Data, bss, absolute (per-CPU offsets), and what says where the image lies.
+        if matches!(kind, "d" | "D" | "b" | "B" | "a" | "A") || IMAGE_SYMBOLS.contains(&name) {
             facts
                 .symbols
                 .push((u64::from_str_radix(address, 16)?, name.to_owned()));

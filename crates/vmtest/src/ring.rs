@@ -1,0 +1,146 @@
+//! The descriptor rings of the guest's network device, as QEMU knows them: memory that driver and device write with each
+//! frame, wherever the driver put it.
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use crate::qmp::Qmp;
+use crate::vm::Nic;
+
+/// Physical addresses, start and end.
+pub type Range = (u64, u64);
+
+/// Receive, transmit and control queue of a virtio network device.
+const VIRTIO_QUEUES: u16 = 3;
+/// Registers of the e1000 family: low and high half of the ring's address, and its length, one after the other.
+const E1000_RECEIVE: u64 = 0x2800;
+const E1000_TRANSMIT: u64 = 0x3800;
+
+/// Where the rings of the only network device, of kind `nic`, lie.
+///
+/// # Errors
+/// If QEMU does not say.
+pub fn rings(qmp: &mut Qmp, nic: Nic) -> Result<Vec<Range>> {
+    match nic {
+        Nic::VirtioNet => virtio_rings(qmp),
+        Nic::E1000 | Nic::E1000e => e1000_rings(qmp),
+    }
+}
+
+fn virtio_rings(qmp: &mut Qmp) -> Result<Vec<Range>> {
+    let devices = qmp.command("x-query-virtio", &json!({}))?;
+    let path = devices
+        .as_array()
+        .and_then(|devices| devices.iter().find(|device| device["name"] == "virtio-net"))
+        .and_then(|device| device["path"].as_str())
+        .context("QEMU lists no virtio-net device")?;
+    let mut rings = Vec::new();
+    for queue in 0..VIRTIO_QUEUES {
+        let arguments = json!({ "path": path, "queue": queue });
+        let status = qmp.command("x-query-virtio-queue-status", &arguments)?;
+        let field = |name: &str| {
+            status[name]
+                .as_u64()
+                .with_context(|| format!("QEMU does not say {name}"))
+        };
+        let entries = field("vring-num")?;
+        // Sizes by the virtio specification 1.1, section 2.6.
+        let parts = [
+            ("vring-desc", 16 * entries),
+            ("vring-avail", 6 + 2 * entries),
+            ("vring-used", 6 + 8 * entries),
+        ];
+        for (name, size) in parts {
+            let start = field(name)?;
+            rings.push((start, start + size));
+        }
+    }
+    Ok(rings)
+}
+
+fn e1000_rings(qmp: &mut Qmp) -> Result<Vec<Range>> {
+    let buses = qmp.command("query-pci", &json!({}))?;
+    let registers = buses
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|bus| bus["devices"].as_array().into_iter().flatten())
+        .find(|device| device.pointer("/class_info/class") == Some(&json!(0x0200)))
+        .and_then(|device| {
+            device["regions"]
+                .as_array()?
+                .iter()
+                .find(|region| region["type"] == "memory")
+        })
+        .and_then(|region| region["address"].as_u64())
+        .context("QEMU lists no Ethernet device with memory")?;
+    [E1000_RECEIVE, E1000_TRANSMIT]
+        .iter()
+        .map(|offset| e1000_ring(qmp, registers + offset))
+        .collect()
+}
+
+fn e1000_ring(qmp: &mut Qmp, address: u64) -> Result<Range> {
+    let arguments = json!({ "command-line": format!("xp /3wx {address:#x}") });
+    let answer = qmp.command("human-monitor-command", &arguments)?;
+    let words: Vec<u64> = answer
+        .as_str()
+        .and_then(|text| text.split_once(": "))
+        .into_iter()
+        .flat_map(|(_, words)| words.split_ascii_whitespace())
+        .filter_map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok())
+        .collect();
+    let [low, high, length] = words[..] else {
+        anyhow::bail!("QEMU shows registers at {address:#x} as {answer}")
+    };
+    let start = high << 32 | low;
+    Ok((start, start + length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+
+    /// A control channel that answers with `replies`, whatever is asked.
+    fn qmp(replies: &[Value]) -> (Qmp, UnixStream) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        for reply in [&[json!({})], replies].concat() {
+            theirs
+                .write_all(format!("{}\n", json!({ "return": reply })).as_bytes())
+                .unwrap();
+        }
+        (Qmp::new(ours).unwrap(), theirs)
+    }
+
+    #[test]
+    fn virtio_rings_have_three_parts() {
+        let status = |at: u64| json!({ "vring-num": 256, "vring-desc": at, "vring-avail": at + 4096, "vring-used": at + 8192 });
+        let devices = json!([{ "name": "virtio-serial", "path": "/a" }, { "name": "virtio-net", "path": "/b" }]);
+        let (mut qmp, _open) = qmp(&[devices, status(0x10000), status(0x20000), status(0x30000)]);
+        let rings = rings(&mut qmp, Nic::VirtioNet).unwrap();
+        assert_eq!(
+            rings[..3],
+            [(0x10000, 0x11000), (0x11000, 0x11206), (0x12000, 0x12806)]
+        );
+        assert_eq!(rings.len(), 9);
+    }
+
+    #[test]
+    fn e1000_rings_come_from_registers() {
+        let device = json!({ "class_info": { "class": 512 }, "regions": [{ "type": "io", "address": 1 },
+            { "type": "memory", "address": 0xfeb0_0000_u64 }] });
+        let (mut qmp, _open) = qmp(&[
+            json!([{ "devices": [{ "class_info": { "class": 256 } }, device] }]),
+            json!("00000000feb02800: 0x02a30000 0x00000001 0x00001000\r\n"),
+            json!("00000000feb03800: 0x02a40000 0x00000000 0x00001000\r\n"),
+        ]);
+        let rings = rings(&mut qmp, Nic::E1000).unwrap();
+        assert_eq!(
+            rings,
+            [(0x1_02a3_0000, 0x1_02a3_1000), (0x02a4_0000, 0x02a4_1000)]
+        );
+    }
+}
