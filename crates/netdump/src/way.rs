@@ -32,7 +32,7 @@ pub struct Way {
 
 /// Finds the way to `server` (`HOST[:PORT]`), by `device` only when one is named.
 ///
-/// Waits up to [`NEIGHBOUR_WAIT_MAX`] for the next hop to answer. Errors name the step that failed.
+/// Waits some seconds for the next hop to answer. Errors name the step that failed.
 pub fn find(server: &str, device: Option<&str>) -> Result<Way> {
     let remote = resolve(server)?;
     ensure!(

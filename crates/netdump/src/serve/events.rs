@@ -205,7 +205,7 @@ impl Events {
         self.tell(&Event::Warning { message });
     }
 
-    /// Tells a warning that packets may cause at any rate: one in [`WARNING_EVERY`] is told.
+    /// Tells a warning that packets may cause at any rate: one a second is told.
     pub fn warn_rarely(&self, message: String) {
         let mut warned_at = lock(&self.warned_at);
         if warned_at.is_none_or(|at| at.elapsed() >= WARNING_EVERY) {

@@ -136,8 +136,8 @@ impl Hub {
         )
     }
 
-    /// The key with this id. The key directory is read again when it is not known, every
-    /// [`KEYS_SCAN_EVERY`] at most, so that a new host needs no restart.
+    /// The key with this id. The key directory is read again when it is not known, once a second at
+    /// most, so that a new host needs no restart.
     pub fn key(&self, id: KeyId) -> Option<HostKey> {
         let mut keys = lock(&self.keys);
         if let Some(key) = keys.ring.get(id) {
