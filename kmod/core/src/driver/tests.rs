@@ -1,16 +1,217 @@
+//! Tests of the driver with a shim that keeps its frames in vectors.
+
+use std::vec;
+use std::vec::Vec;
+
+use proto::arming::Status;
+use proto::keys::SessionKeys;
+use proto::units::{ArmingId, KeyId, SessionId};
+use proto::wire::Header;
+
 use super::*;
+use crate::frame::ARP_BYTES;
+
+const SLOTS: u16 = 32;
+const DATAGRAM_BYTES: u16 = 1472;
+const OWN: Mac = [2, 0, 0, 0, 0, 1];
+const GIVE_UP_SECONDS: u32 = 60;
+
+/// Buffers that the device gives back at once, unless it is told to keep them.
+struct FakeFrames {
+    buffers: Vec<Vec<u8>>,
+    kept: bool,
+}
+
+impl FakeFrames {
+    fn new() -> Self {
+        let bytes = usize::from(DATAGRAM_BYTES) + HEADER_BYTES;
+        Self {
+            buffers: vec![vec![0; bytes]; usize::from(SLOTS) + 1],
+            kept: false,
+        }
+    }
+}
+
+impl Frames for FakeFrames {
+    fn frame(&mut self, slot: u16) -> Option<&mut [u8]> {
+        let buffer = self.buffers.get_mut(usize::from(slot))?;
+        (!self.kept).then_some(buffer.as_mut_slice())
+    }
+}
+
+fn server(last: u8) -> Server {
+    Server {
+        local: Address::V4([10, 0, 2, 15]),
+        local_port: 6666,
+        remote: Address::V4([10, 0, 2, last]),
+        remote_port: 6666,
+        next_hop: [2, 0, 0, 0, 0, last],
+        session: SessionId {
+            key: KeyId(7),
+            arming: ArmingId(u64::from(last)),
+        },
+        keys: SessionKeys {
+            client: [last; 32],
+            server: [last; 32],
+        },
+    }
+}
+
+fn message(servers: &[Server]) -> Vec<u8> {
+    let mut host = [0; HOST_BYTES];
+    host[..4].copy_from_slice(b"host");
+    let mut arming = Arming {
+        ifindex: 2,
+        datagram_bytes: DATAGRAM_BYTES,
+        give_up_seconds: GIVE_UP_SECONDS,
+        boot: [9; 16],
+        host,
+        servers: [const { None }; SERVERS_MAX],
+    };
+    for (place, server) in arming.servers.iter_mut().zip(servers) {
+        *place = Some(server.clone());
+    }
+    Command::Arm(arming).encode().to_vec()
+}
+
+fn crash() -> Crash {
+    Crash {
+        hello: blank_hello(),
+        pool_slots: SLOTS,
+        mac: OWN,
+    }
+}
+
+fn crashed(servers: &[Server]) -> Driver {
+    let mut driver = Driver::new();
+    let expected = usize::from(DATAGRAM_BYTES) + HEADER_BYTES;
+    assert_eq!(driver.command(&message(servers)), Ok(Some((2, expected))));
+    driver.start(Instant::from_micros(0), &crash());
+    driver
+}
+
+/// Answers what the driver asks for with nothing until it sends or waits.
+fn next(driver: &mut Driver, now: Instant, frames: &mut FakeFrames) -> Next {
+    for _ in 0..100 {
+        match driver.step(now, frames) {
+            Next::Read { .. } => driver.filled(now, 0),
+            next @ (Next::Send { .. } | Next::Wait(_) | Next::Finished(_)) => return next,
+        }
+    }
+    panic!("the driver asks for ever");
+}
+
+fn question() -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend([
+        2, 0, 0, 0, 0, 2, 10, 0, 2, 2, 0, 0, 0, 0, 0, 0, 10, 0, 2, 15,
+    ]);
+    frame
+}
 
 #[test]
 fn a_driver_that_was_not_started_is_finished() {
-    struct NoFrames;
-    impl Frames for NoFrames {
-        fn frame(&mut self, _slot: u16) -> Option<&mut [u8]> {
-            None
-        }
-    }
     let mut driver = Driver::new();
-    assert_eq!(
-        driver.step(Instant::from_micros(0), &mut NoFrames),
-        Next::Finished(Action::None)
+    let next = driver.step(Instant::from_micros(0), &mut FakeFrames::new());
+    assert_eq!(next, Next::Finished(Action::None));
+}
+
+#[test]
+fn a_refused_message_costs_nothing() {
+    let mut driver = Driver::new();
+    driver.command(&message(&[server(2)])).unwrap();
+    assert!(driver.command(b"garbage").is_err());
+    let mut v6 = server(3);
+    (v6.local, v6.remote) = (Address::V6([1; 16]), Address::V6([2; 16]));
+    assert!(
+        driver
+            .command(&message(&[v6]))
+            .unwrap_err()
+            .contains("IPv6")
     );
+    let mut status = Status::idle();
+    driver.status(&mut status);
+    assert_eq!(status.server_address(), Some(Address::V4([10, 0, 2, 2])));
+    assert_eq!(driver.command(&Command::Disarm.encode()), Ok(None));
+    let mut status = Status::idle();
+    driver.status(&mut status);
+    assert_eq!(status.server_address(), None);
+}
+
+#[test]
+fn the_first_frame_goes_to_the_first_server_and_is_a_sessions_first() {
+    let mut driver = crashed(&[server(2), server(3)]);
+    let mut frames = FakeFrames::new();
+    let Next::Send { slot, bytes, .. } = next(&mut driver, Instant::from_micros(1), &mut frames)
+    else {
+        panic!("nothing is sent")
+    };
+    let frame = &frames.buffers[usize::from(slot)][..bytes];
+    assert_eq!(frame[..6], [2, 0, 0, 0, 0, 2]);
+    assert_eq!(frame[30..34], [10, 0, 2, 2]);
+    let header = Header::parse(&frame[HEADER_BYTES..]).unwrap();
+    assert_eq!(header.session, server(2).session);
+    assert_eq!((header.kind, header.attempt), (proto::wire::Kind::First, 0));
+}
+
+#[test]
+fn a_question_is_answered_from_the_spare_buffer_when_it_is_free() {
+    let mut driver = crashed(&[server(2)]);
+    let mut frames = FakeFrames::new();
+    let now = Instant::from_micros(1);
+    driver.received(now, &mut question());
+    frames.kept = true;
+    assert!(matches!(
+        driver.step(now, &mut frames),
+        Next::Wait(_) | Next::Read { .. }
+    ));
+    frames.kept = false;
+    let expected = Next::Send {
+        slot: SLOTS,
+        bytes: ARP_BYTES,
+        more: false,
+    };
+    assert_eq!(driver.step(now, &mut frames), expected);
+    assert_ne!(
+        driver.step(now, &mut frames),
+        expected,
+        "it is answered once"
+    );
+}
+
+#[test]
+fn silent_servers_are_tried_in_turn_without_a_nonce_used_twice_until_it_is_enough() {
+    let mut driver = crashed(&[server(2), server(3)]);
+    let mut frames = FakeFrames::new();
+    let mut firsts: Vec<(SessionId, u16, u64)> = Vec::new();
+    let mut now = Instant::from_micros(0);
+    let end = loop {
+        match next(&mut driver, now, &mut frames) {
+            Next::Send { slot, bytes, .. } => {
+                let frame = &frames.buffers[usize::from(slot)][..bytes];
+                let header = Header::parse(&frame[HEADER_BYTES..]).unwrap();
+                let seen = (header.session, header.attempt, header.number.0);
+                if header.kind == proto::wire::Kind::First && firsts.last() != Some(&seen) {
+                    firsts.push(seen);
+                }
+            }
+            Next::Wait(until) => now = until.max(now + Micros::from_millis(1)),
+            Next::Read { .. } => {}
+            Next::Finished(action) => break action,
+        }
+        assert!(now.as_micros() < 100_000_000, "it never gives up");
+    };
+    assert_eq!(end, Action::None);
+    // Each try ends when the engine looks at the time again, which it does every other second when nobody answers.
+    let seconds = now.as_micros() / 1_000_000;
+    assert!((60..=64).contains(&seconds), "gave up after {seconds} s");
+    let tried: Vec<u64> = firsts
+        .iter()
+        .map(|(session, ..)| session.arming.0)
+        .collect();
+    assert_eq!(tried, [2, 3, 2, 3, 2, 3]);
+    let attempts: Vec<u16> = firsts.iter().map(|&(_, attempt, _)| attempt).collect();
+    assert_eq!(attempts, [0, 0, 1, 1, 2, 2]);
+    assert!(firsts[2].2 > firsts[0].2, "packet numbers go on");
 }

@@ -1,3 +1,5 @@
+//! Tests of frames: what the standards say, what is for us, and that no truncation reads outside.
+
 use std::vec;
 use std::vec::Vec;
 
