@@ -76,13 +76,8 @@ impl DumpError {
 impl fmt::Display for DumpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Io {
-                doing,
-                path,
-                source,
-            } => {
-                write!(f, "{}: {doing} failed: {source}", path.display())
-            }
+            // What failed underneath is the source, which whoever prints the chain adds.
+            Self::Io { doing, path, .. } => write!(f, "{}: {doing} failed", path.display()),
             Self::Malformed { path, offset, what } => {
                 write!(
                     f,

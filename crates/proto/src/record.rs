@@ -32,6 +32,8 @@ pub const BLOCK_BYTES: usize = BLOCK_PAGES * PAGE_BYTES;
 pub const BODY_BYTES_MAX: usize = BLOCK_BYTES;
 /// Ranges of System RAM a memory map may hold.
 pub const RAM_RANGES_MAX: usize = 512;
+/// Pages of System RAM a memory map may hold: 64 TiB. A server keeps two bits for each.
+pub const RAM_PAGES_MAX: u64 = 1 << 34;
 /// Ranges that a list of written pages may hold.
 pub const WRITTEN_RANGES_MAX: usize = 1024;
 /// CPUs whose registers a session may carry.
@@ -619,11 +621,14 @@ impl RawRecord {
 pub fn ram_map(body: &[u8]) -> Option<&[RamRange]> {
     let ranges = <[RamRange]>::ref_from_bytes(body).ok()?;
     let mut end = 0;
+    let mut pages = 0_u64;
     for range in ranges {
         if range.pages.get() == 0 || range.first.get() < end {
             return None;
         }
         end = range.first.get().checked_add(range.pages.get())?;
+        pages = pages.saturating_add(range.pages.get());
     }
-    (!ranges.is_empty() && ranges.len() <= RAM_RANGES_MAX && end <= PFN_MAX).then_some(ranges)
+    let bounded = ranges.len() <= RAM_RANGES_MAX && end <= PFN_MAX && pages <= RAM_PAGES_MAX;
+    (!ranges.is_empty() && bounded).then_some(ranges)
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use dump::{Compression, Machine, Page, RamRange, Reader as ImageReader, Summary, Writer};
+use dump::{
+    Compression, Machine, Page, PageState, RamRange, Reader as ImageReader, Summary, Writer,
+};
 use proto::arming::text;
 use proto::record::{
     BLOCK_BYTES, CPU_CAPTURED, CPU_CRASHING, Cpu, Hello, Kind, Malformed, Record, Run,
@@ -125,7 +127,7 @@ fn started<'a>(
     if writer.is_none() {
         machine.cpus.sort_by_key(|cpu| cpu.number);
         let format = match job.format {
-            Format::Kdump => dump::Format::Kdump(Compression::Zstd { level: ZSTD_LEVEL }),
+            Format::Kdump => dump::Format::Kdump(Compression::default()),
             Format::Elf => dump::Format::Elf,
         };
         *writer =
@@ -161,10 +163,10 @@ fn verify(job: &Job<'_>, aside: &Path) -> Result<()> {
         };
         let pages = sent.decode(&mut block)?;
         for (pfn, page) in (sent.first.0..).zip(pages.as_chunks::<PAGE_BYTES>().0) {
-            image
+            let state = image
                 .read_page(dump::Pfn(pfn), &mut back)
                 .context("reading the vmcore back")?;
-            if back != *page {
+            if state != PageState::Data || back != *page {
                 return Err(
                     anyhow!("page {pfn:#x} of the vmcore differs from what was received").into(),
                 );
@@ -244,7 +246,3 @@ fn ram_range(first: u64, pages: u64) -> RamRange {
         pages,
     }
 }
-
-/// The fastest level: the server's CPU is the limit, and higher levels gain a few per cent of
-/// page-sized inputs.
-const ZSTD_LEVEL: i32 = 1;

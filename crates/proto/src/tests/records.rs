@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 use super::Random;
 use crate::record::{
     self, BLOCK_BYTES, BODY_BYTES_MAX, Codec, Ending, Hello, Kind, Malformed, PFN_MAX,
-    RAM_RANGES_MAX, RECORD_HEADER_BYTES, RamRange, Record, decode, header,
+    RAM_PAGES_MAX, RAM_RANGES_MAX, RECORD_HEADER_BYTES, RamRange, Record, decode, header,
 };
 use crate::reply::{Action, BITMAP_BYTES_MAX, REPLY_BYTES_MAX, Reply, Verdict};
 use crate::time::Micros;
@@ -150,6 +150,8 @@ fn memory_maps_are_judged() {
         "end overflows"
     );
     assert!(record::ram_map(&map(&[(PFN_MAX, 1)])).is_none());
+    assert!(record::ram_map(&map(&[(0, RAM_PAGES_MAX)])).is_some());
+    assert!(record::ram_map(&map(&[(0, RAM_PAGES_MAX), (1 << 35, 1)])).is_none());
     let many: Vec<(u64, u64)> = (0..=RAM_RANGES_MAX as u64).map(|n| (2 * n, 1)).collect();
     assert!(record::ram_map(&map(&many)).is_none());
     assert!(record::ram_map(&map(&many[1..])).is_some());
