@@ -6,22 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use anyhow::Result;
 use dump::PageState;
 
 use crate::pattern::{self, PAGE_SIZE};
-use crate::rules::{DRIVER_STATE, Rules, differing_words, word_at};
+use crate::rules::{DRIVER_STATE, Rules, differences, word_at};
 use crate::stage::PatternRun;
 
 /// A page as bytes.
 pub type Page = [u8; PAGE_SIZE];
 
-/// Pages the client says the dump path writes.
+/// Pages the client says the dump path writes: few ranges, which may overlap.
 #[derive(Debug, Default)]
 pub struct Written {
-    /// By first page: the page after the last, and the kind.
-    ranges: BTreeMap<u64, (u64, &'static str)>,
+    ranges: Vec<(Range<u64>, &'static str)>,
 }
 
 /// What the comparison has found.
@@ -49,7 +49,7 @@ pub struct Comparison {
 const EXAMPLES_MAX: usize = 400;
 /// Pages a driver may keep its state in: descriptors' extra state of two queues, its structures, statistics.
 const DRIVER_PAGES_MAX: u64 = 32;
-/// Words of a page that are shown.
+/// Differences of a page that are shown.
 const WORDS_MAX: usize = 8;
 /// A firmware keeps less than this for itself: tables, its own code, the legacy hole below 1 MiB.
 pub const FIRMWARE_PAGES_MAX: u64 = 1024;
@@ -60,7 +60,7 @@ impl Written {
     pub fn new(ranges: &[(u64, u64, u32)]) -> Self {
         let ranges = ranges
             .iter()
-            .map(|(first, pages, kind)| (*first, (first + pages, kind_name(*kind))))
+            .map(|(first, pages, kind)| (*first..first.saturating_add(*pages), kind_name(*kind)))
             .collect();
         Self { ranges }
     }
@@ -68,15 +68,22 @@ impl Written {
     /// Why page `pfn` may differ.
     #[must_use]
     pub fn kind(&self, pfn: u64) -> Option<&'static str> {
-        let (_, (end, kind)) = self.ranges.range(..=pfn).next_back()?;
-        (pfn < *end).then_some(*kind)
+        let found = self.ranges.iter().find(|(range, _)| range.contains(&pfn));
+        found.map(|(_, kind)| *kind)
     }
 
-    fn pages(&self) -> u64 {
-        self.ranges
-            .iter()
-            .map(|(first, (end, _))| end - first)
-            .sum()
+    /// How many pages are listed, each counted once.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        let mut starts: Vec<&Range<u64>> = self.ranges.iter().map(|(range, _)| range).collect();
+        starts.sort_by_key(|range| range.start);
+        let mut end = 0;
+        let mut pages = 0;
+        for range in starts {
+            pages += range.end.saturating_sub(range.start.max(end));
+            end = end.max(range.end);
+        }
+        pages
     }
 }
 
@@ -158,8 +165,8 @@ fn pages(ranges: &[(u64, u64)]) -> impl Iterator<Item = u64> {
 
 /// Where the page lies and what differs: the first words as memory has them and as the vmcore has them.
 fn describe(pfn: u64, truth: &[u8], page: &Page, rules: &Rules<'_>) -> String {
-    let offsets: Vec<usize> = differing_words(truth, page).collect();
-    let mut text = format!("{} words differ:", offsets.len());
+    let offsets: Vec<usize> = differences(truth, page).collect();
+    let mut text = format!("{} differences:", offsets.len());
     for offset in offsets.iter().take(WORDS_MAX) {
         let place = rules.kernel.place(pfn * PAGE_SIZE as u64 + *offset as u64);
         write!(
@@ -250,7 +257,7 @@ mod tests {
         let comparison = run(&[], spoiled(&[0x102]));
         assert_eq!(comparison.different, 1);
         assert_eq!(comparison.examples[0].0, 0x102);
-        let words = "512 words differ: 0x0 (allocated) 0 is 6161616161616161,";
+        let words = "1024 differences: 0x0 (allocated) 0 is 6161616161616161,";
         assert!(
             comparison.examples[0].1.starts_with(words),
             "{}",
@@ -311,6 +318,14 @@ mod tests {
             Ok(PageState::Data)
         });
         assert_eq!(comparison.listed_different.get("received frames"), Some(&1));
+    }
+
+    #[test]
+    fn ranges_may_overlap() {
+        let written = Written::new(&[(0x110, 8, 5), (0x112, 1, 4), (0x200, 1, 1)]);
+        assert_eq!(written.kind(0x117), Some("percpu"));
+        assert_eq!(written.kind(0x118), None);
+        assert_eq!(written.pages(), 9);
     }
 
     #[test]

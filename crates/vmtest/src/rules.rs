@@ -35,12 +35,26 @@ const LOG_SYMBOLS: &[&str] = &[
     "univ8250_console", // the sequence number of the next record for the serial console
 ];
 
+/// Data of the kernel's image that `emergency_restart` writes on its way: the state of the whole system, and how
+/// other CPUs are told (arch/x86/kernel/reboot.c, kernel/reboot.c).
+const REBOOT_SYMBOLS: &[&str] = &[
+    "crash_ipi_issued",
+    "crashing_cpu",
+    "nmi_desc",
+    "reboot_emergency",
+    "shootdown_callback",
+    "system_state",
+    "waiting_for_crash_ipi",
+];
+
 /// The rule for memory that a network driver allocated for itself.
 pub const DRIVER_STATE: &str = "driver state";
 /// The lowest address of kernel memory with five levels of page tables.
 const KERNEL_POINTER: u64 = 0xff00_0000_0000_0000;
 /// Words below this are physical addresses, or numbers of 8 to 32 bits side by side.
 const SMALL: u64 = 1 << 56;
+/// Two counters of 32 bits side by side stay below this each: bytes queued on the wire (struct dql). Text does not.
+const COUNTER: u64 = 1 << 29;
 
 impl Rules<'_> {
     /// The name of the rule that allows page `pfn` of the vmcore to be `page` where memory has `truth`.
@@ -49,26 +63,29 @@ impl Rules<'_> {
         if self.is_frame(pfn, truth, page) {
             return Some("received frames");
         }
-        if self.is_driver_state(pfn, truth, page) {
-            return Some(DRIVER_STATE);
+        let mut page_rule = None;
+        for offset in differences(truth, page) {
+            let address = pfn * PAGE_SIZE as u64 + offset as u64;
+            let rule = self.place_rule(address).or_else(|| {
+                let word = offset / 8 * 8;
+                let words = [word_at(truth, word), word_at(page, word)];
+                self.is_driver_state(address, words).then_some(DRIVER_STATE)
+            })?;
+            // The bounded rule counts, if any word needs it.
+            if page_rule.is_none() || rule == DRIVER_STATE {
+                page_rule = Some(rule);
+            }
         }
-        let mut rules = differing_words(truth, page)
-            .map(|offset| self.word_rule(pfn * PAGE_SIZE as u64 + offset as u64));
-        let first = rules.next()??;
-        rules.all(|rule| rule.is_some()).then_some(first)
+        page_rule
     }
 
     /// The driver notes each frame in memory of its own: descriptors' extra state, statistics, the buffer it cuts pieces
     /// from. Where that lies only the driver knows, but each word is a kernel pointer, a physical address or small numbers
     /// side by side, which neither text, code nor the pattern is. The oracle bounds the number of such pages.
-    fn is_driver_state(&self, pfn: u64, truth: &[u8], page: &Page) -> bool {
-        let plausible = |word: u64| word >= KERNEL_POINTER || word < SMALL;
-        differing_words(truth, page).all(|offset| {
-            let place = self.kernel.place(pfn * PAGE_SIZE as u64 + offset as u64);
-            place == Place::Allocated
-                && plausible(word_at(truth, offset))
-                && plausible(word_at(page, offset))
-        })
+    fn is_driver_state(&self, address: u64, words: [u64; 2]) -> bool {
+        let counters = |word: u64| word >> 32 < COUNTER && word & 0xffff_ffff < COUNTER;
+        let plausible = |word: &u64| *word >= KERNEL_POINTER || *word < SMALL || counters(*word);
+        self.kernel.place(address) == Place::Allocated && words.iter().all(plausible)
     }
 
     /// The device writes received frames into buffers that the driver allocated, and the allocator clears or reuses them
@@ -84,7 +101,7 @@ impl Rules<'_> {
         holds(truth) || holds(page) || before.is_some_and(holds)
     }
 
-    fn word_rule(&self, address: u64) -> Option<&'static str> {
+    fn place_rule(&self, address: u64) -> Option<&'static str> {
         if self
             .rings
             .iter()
@@ -93,15 +110,19 @@ impl Rules<'_> {
             return Some("device rings");
         }
         match self.kernel.place(address) {
-            // The local symbols of a function's static data carry a number: text.3.
-            Place::Image(symbol, _)
-                if LOG_SYMBOLS.contains(&symbol.split('.').next().unwrap_or_default()) =>
-            {
-                Some("log")
+            Place::Image(symbol, _) => {
+                // The local symbols of a function's static data carry a number: text.3.
+                let symbol = symbol.split('.').next().unwrap_or_default();
+                let is_in = |list: &[&str]| list.contains(&symbol);
+                if is_in(LOG_SYMBOLS) {
+                    Some("log")
+                } else {
+                    is_in(REBOOT_SYMBOLS).then_some("reboot")
+                }
             }
             // The receive path takes pages and gives them back, so their entries change.
             Place::PageArray(_) => Some("page array"),
-            Place::Image(..) | Place::PerCpu(..) | Place::Allocated => None,
+            Place::PerCpu(..) | Place::Allocated => None,
         }
     }
 }
@@ -113,11 +134,11 @@ pub fn word_at(page: &[u8], offset: usize) -> u64 {
         .map_or(0, |word| u64::from_le_bytes(*word))
 }
 
-/// The words of eight bytes that differ, as offsets into the page.
-pub fn differing_words<'a>(truth: &'a [u8], page: &'a Page) -> impl Iterator<Item = usize> + 'a {
-    let words = truth.chunks_exact(8).zip(page.chunks_exact(8));
+/// Offsets into the page at which four bytes differ; smaller variables are not told apart.
+pub fn differences<'a>(truth: &'a [u8], page: &'a Page) -> impl Iterator<Item = usize> + 'a {
+    let words = truth.chunks_exact(4).zip(page.chunks_exact(4));
     words
         .enumerate()
         .filter(|(_, (a, b))| a != b)
-        .map(|(word, _)| word * 8)
+        .map(|(word, _)| word * 4)
 }

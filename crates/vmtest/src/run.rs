@@ -502,14 +502,21 @@ fn describe(plan: &Plan, story: &Story, machine: &Machine) -> Report {
         } else {
             0.0
         },
-        armed_kib: story
-            .status
-            .get("armed_kib")
-            .and_then(serde_json::Value::as_u64),
+        armed_kib: armed_kib(&story.status),
         frames_lost: count(&counters.lost_from_guest) + count(&counters.lost_to_guest),
         overruns: count(&counters.overruns),
         ..Report::default()
     }
+}
+
+/// Memory the armed module holds, from what `netdump status --json` printed.
+fn armed_kib(status: &serde_json::Value) -> Option<u64> {
+    Some(
+        status
+            .pointer("/arming/memory/total")?
+            .as_u64()?
+            .div_ceil(1024),
+    )
 }
 
 fn megabytes(bytes: u64) -> f64 {

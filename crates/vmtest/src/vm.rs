@@ -293,9 +293,8 @@ impl Drop for Vm {
 }
 
 fn machine_arguments(guest: &Guest<'_>, memory_size: u64) -> Vec<String> {
-    // The kernel waits 90 s before it reboots by itself: longer than any dump that goes well, so that a client that lets
-    // panic() go on is told from one that reboots as the server says.
-    let kernel_command_line = "console=ttyS0,115200 panic=90 printk.time=1";
+    // As Debian has it, a kernel stays dead by itself: one that reboots was rebooted by netdump.
+    let kernel_command_line = "console=ttyS0,115200 panic=0 printk.time=1";
     let accelerator = match guest.accelerator {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "tcg,thread=multi",
