@@ -166,7 +166,11 @@ struct nd_step {
 };
 static_assert(sizeof(struct nd_step) == 24);
 
-/* The core's functions. Times are microseconds since the crash. */
+/*
+ * The core's functions. Times are microseconds since the crash. A message that arms is kept apart until
+ * nd_core_accept() puts it in the place of the one before. Times are microseconds since the crash.
+ */
+void nd_core_accept(void);
 u32 nd_core_command(const u8 *message, size_t bytes, struct nd_arming *arming, u8 text[ND_TEXT_BYTES]);
 void nd_core_disarm(void);
 void nd_core_filled(u64 now, size_t bytes);

@@ -1008,6 +1008,8 @@ static bool nd_driver_unfit(const char *driver)
 
 static int nd_check_device(const struct net_device *device, u32 frame_bytes_max)
 {
+	if (!tsc_khz)
+		return nd_refuse(-EOPNOTSUPP, "this machine has no TSC of known frequency");
 	if (device->type != ARPHRD_ETHER || (device->flags & IFF_LOOPBACK))
 		return nd_refuse(-EOPNOTSUPP, "device %s is no Ethernet device: name one that is", device->name);
 	if (!(device->flags & IFF_UP))
@@ -1229,20 +1231,10 @@ static void nd_disarm(enum nd_state state)
 	nd_core_disarm();
 }
 
-static int nd_take(const struct nd_arming *arming)
+static int nd_take(void)
 {
-	int error;
+	int error = nd_pool_fill();
 
-	nd.device = dev_get_by_index(&init_net, arming->ifindex);
-	if (!nd.device)
-		return nd_refuse(-ENODEV, "there is no device with index %u", arming->ifindex);
-	if (!tsc_khz)
-		return nd_refuse(-EOPNOTSUPP, "this machine has no TSC of known frequency");
-	nd.frame_bytes_max = arming->frame_bytes_max;
-	error = nd_check_device(nd.device, nd.frame_bytes_max);
-	if (error)
-		return error;
-	error = nd_pool_fill();
 	if (error)
 		return error;
 	nd.captured = kvcalloc(nr_cpu_ids, sizeof(*nd.captured), GFP_KERNEL);
@@ -1253,10 +1245,24 @@ static int nd_take(const struct nd_arming *arming)
 	return error ? error : nd_hooks_start();
 }
 
+/* Takes the place of an earlier arming, which a device that cannot be used does not cost. */
 static int nd_arm(const struct nd_arming *arming)
 {
-	int error = nd_take(arming);
+	struct net_device *device = dev_get_by_index(&init_net, arming->ifindex);
+	int error;
 
+	if (!device)
+		return nd_refuse(-ENODEV, "there is no device with index %u", arming->ifindex);
+	error = nd_check_device(device, arming->frame_bytes_max);
+	if (error) {
+		dev_put(device);
+		return error;
+	}
+	nd_release(ND_IDLE);
+	nd_core_accept();
+	nd.device = device;
+	nd.frame_bytes_max = arming->frame_bytes_max;
+	error = nd_take();
 	if (error) {
 		nd_disarm(ND_IDLE);
 		return error;
@@ -1275,7 +1281,6 @@ static int nd_command(const u8 *message, size_t bytes)
 	memset(nd.message, 0, sizeof(nd.message));
 	switch (nd_core_command(message, bytes, &arming, nd.message)) {
 	case ND_COMMAND_ARM:
-		nd_release(ND_IDLE);
 		return nd_arm(&arming);
 	case ND_COMMAND_DISARM:
 		nd_disarm(ND_IDLE);

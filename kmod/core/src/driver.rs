@@ -74,6 +74,8 @@ const NO_PROGRESS: Progress = Progress {
 /// Everything the core has; static, about 130 KiB.
 pub struct Driver {
     client: Client,
+    /// The latest good message, until the shim has found its device good too.
+    offered: Option<Arming>,
     arming: Option<Arming>,
     crash: Option<Crash>,
     route: Option<Route>,
@@ -94,6 +96,7 @@ impl Driver {
     pub const fn new() -> Self {
         Self {
             client: Client::new(),
+            offered: None,
             arming: None,
             crash: None,
             route: None,
@@ -106,8 +109,8 @@ impl Driver {
         }
     }
 
-    /// Takes an arming message. What it armed before is forgotten only if the message is good. Returns the armed part
-    /// the shim needs (device index, longest frame), or `None` for a disarmed host.
+    /// Takes a message. One that arms is only kept; [`Driver::accept`] makes it count. Returns the part of it that the
+    /// shim needs (device index, longest frame), or `None` for a disarmed host.
     ///
     /// # Errors
     /// Why the message was refused, in words for the person who armed.
@@ -130,14 +133,20 @@ impl Driver {
                 }
                 let bytes = usize::from(arming.datagram_bytes).saturating_add(HEADER_BYTES);
                 let ifindex = arming.ifindex;
-                self.arming = Some(arming);
+                self.offered = Some(arming);
                 Ok(Some((ifindex, bytes)))
             }
         }
     }
 
+    /// Arms with what the latest message said, in the place of any earlier arming.
+    pub const fn accept(&mut self) {
+        self.arming = self.offered.take();
+    }
+
     /// Forgets servers and keys.
     pub fn disarm(&mut self) {
+        self.offered = None;
         self.arming = None;
     }
 

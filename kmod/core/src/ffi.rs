@@ -170,6 +170,12 @@ extern "C" fn nd_core_bench_overhead() -> u32 {
     u32::try_from(crate::frame::HEADER_BYTES).unwrap_or(0)
 }
 
+/// See [`Driver::accept`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_accept() {
+    driver().accept();
+}
+
 /// Takes a message; see [`Driver::command`].
 ///
 /// # Safety

@@ -86,6 +86,7 @@ fn crashed(servers: &[Server]) -> Driver {
     let mut driver = Driver::new();
     let expected = usize::from(DATAGRAM_BYTES) + HEADER_BYTES;
     assert_eq!(driver.command(&message(servers)), Ok(Some((2, expected))));
+    driver.accept();
     driver.start(Instant::from_micros(0), &crash());
     driver
 }
@@ -121,6 +122,8 @@ fn a_driver_that_was_not_started_is_finished() {
 fn a_refused_message_costs_nothing() {
     let mut driver = Driver::new();
     driver.command(&message(&[server(2)])).unwrap();
+    driver.accept();
+    driver.command(&message(&[server(9)])).unwrap();
     assert!(driver.command(b"garbage").is_err());
     let mut v6 = server(3);
     (v6.local, v6.remote) = (Address::V6([1; 16]), Address::V6([2; 16]));
