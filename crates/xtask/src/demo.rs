@@ -58,6 +58,7 @@ struct Pages {
 /// Something is missing that cannot be installed, or the dump did not arrive whole.
 pub(crate) fn run() -> Result<()> {
     let guest = Guest {
+        crash: "sysrq".into(),
         symbols: true,
         ..Guest::default()
     };
@@ -66,8 +67,11 @@ pub(crate) fn run() -> Result<()> {
         "A guest with Debian's kernel {} will be armed, will panic, and will send its memory.",
         kernel.release
     );
-    let folder = vm::show(&guest)?;
-    let (session, crash) = session(&folder)?;
+    let (folder, judgement) = vm::show(&guest)?;
+    // Without a session there is nothing to tell but the judgement.
+    let Ok((session, crash)) = session(&folder) else {
+        return judgement;
+    };
     let (vmcore, vmlinux) = (crash.join("vmcore"), packages::vmlinux(&kernel.release)?);
     let python = packages::drgn()?;
     let backtrace = {
@@ -85,19 +89,14 @@ pub(crate) fn run() -> Result<()> {
     print!("\n{}", report(&session, size, &backtrace));
     let drgn = python.with_file_name("drgn");
     let crash_reader = packages::crash_reader()?.join(" ");
+    let (vmcore, vmlinux) = (vmcore.display(), vmlinux.display());
     println!("\nThe crash's directory: {}", crash.display());
     println!(
-        "Open the vmcore with drgn:\n  {} -c {} -s {}",
-        drgn.display(),
-        vmcore.display(),
-        vmlinux.display()
+        "Open the vmcore with drgn:\n  {} -c {vmcore} -s {vmlinux}",
+        drgn.display()
     );
-    println!(
-        "or with crash:\n  {crash_reader} {} {}",
-        vmlinux.display(),
-        vmcore.display()
-    );
-    Ok(())
+    println!("or with crash:\n  {crash_reader} {vmlinux} {vmcore}");
+    judgement
 }
 
 /// Finds the one `session.json` below a run's folder; returns it and the directory it lies in.

@@ -113,22 +113,12 @@ pub(crate) fn rust_src() -> Result<PathBuf> {
 /// The packages are not cached and cannot be fetched.
 pub(crate) fn crash_reader() -> Result<Vec<String>> {
     let root = ensure_set(Role::CrashReader, None, |_| Ok(()))?;
-    let text = |path: &str| root.join(path).to_string_lossy().into_owned();
-    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
-        .map(text)
-        .join(":");
-    let loader = [
-        "usr/lib64/ld-linux-x86-64.so.2",
-        "lib64/ld-linux-x86-64.so.2",
-    ]
-    .into_iter()
-    .find(|path| root.join(path).exists())
-    .with_context(|| format!("{} has no ld-linux-x86-64.so.2", root.display()))?;
+    let path = |inside: &str| root.join(inside).to_string_lossy().into_owned();
     Ok(vec![
-        text(loader),
+        path("usr/lib64/ld-linux-x86-64.so.2"),
         "--library-path".into(),
-        libraries,
-        text("usr/bin/crash"),
+        path("usr/lib/x86_64-linux-gnu"),
+        path("usr/bin/crash"),
     ])
 }
 

@@ -71,15 +71,13 @@ fn steps(symbols: bool) -> Vec<Step> {
     let mut steps = vec![
         step("tools", || tools::ensure().map(|()| Tally::passed(""))),
         step("fmt", || cargo(&["fmt", "--all", "--check"])),
-        step("tidy", || tests(&["test", "-p", "xtask", "tidy"])),
+        step("xtask and tidy", || tests(&["test", "-p", "xtask"])),
         step("clippy", || {
             cargo(&["clippy", "--workspace", "--all-targets", "--", "-Dwarnings"])
         }),
         step("clippy bare", clippy_bare),
         step("doc", doc),
-        step("unit", || {
-            tests(&["test", "--workspace", "--exclude", "sim", "--no-fail-fast"])
-        }),
+        step("unit", unit),
         step("sim", || {
             tests(&["test", "--profile", "sim", "-p", "sim", "--no-fail-fast"])
         }),
@@ -168,17 +166,19 @@ fn step(name: &str, work: impl FnOnce() -> Result<Tally> + 'static) -> Step {
 fn finish(step: Step) -> Done {
     eprintln!("\n=== {}", step.name);
     let started = Instant::now();
-    let tally = (step.work)().unwrap_or_else(|error| {
-        eprintln!("{error:#}");
-        Tally {
-            failed: 1,
-            note: format!("{error:#}"),
-            ..Tally::default()
-        }
+    let tally = (step.work)().unwrap_or_else(|error| Tally {
+        failed: 1,
+        note: format!("{error:#}"),
+        ..Tally::default()
     });
     let time = started.elapsed();
     let outcome = if tally.failed > 0 { "FAILED" } else { "ok" };
-    eprintln!("=== {}: {outcome} ({})", step.name, output::seconds(time));
+    eprintln!(
+        "=== {}: {outcome} ({}) {}",
+        step.name,
+        output::seconds(time),
+        tally.note
+    );
     Done {
         name: step.name,
         tally,
@@ -195,12 +195,21 @@ fn rows(done: &[Done]) -> Vec<Vec<String>> {
         let counts = [tally.passed, tally.failed, tally.skipped].map(|count| count.to_string());
         let mut row = vec![done.name.clone(), output::seconds(done.time)];
         row.extend(counts);
-        row.push(tally.note.clone());
+        row.push(shortened(&tally.note));
         row
     };
     std::iter::once(heading)
         .chain(done.iter().map(row))
         .collect()
+}
+
+/// The whole note stands above, where the step ended.
+fn shortened(note: &str) -> String {
+    const SHOWN_CHARS_MAX: usize = 100;
+    match note.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{}...", note.get(..end).unwrap_or_default()),
+        None => note.to_owned(),
+    }
 }
 
 impl Tally {
@@ -253,6 +262,17 @@ fn clippy_bare() -> Result<Tally> {
         .env("RUSTC_BOOTSTRAP", "1");
     command::run(cargo.current_dir(cache::tree()))?;
     Ok(Tally::passed(""))
+}
+
+/// What the two steps beside this one do not run.
+fn unit() -> Result<Tally> {
+    tests(&[
+        "test",
+        "--workspace",
+        "--exclude=sim",
+        "--exclude=xtask",
+        "--no-fail-fast",
+    ])
 }
 
 fn tests(arguments: &[&str]) -> Result<Tally> {

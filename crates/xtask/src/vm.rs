@@ -127,16 +127,16 @@ pub(crate) fn judge(guest: &Guest, variant: Variant) -> Result<(Judgement, PathB
     Ok((judgement, run.folder))
 }
 
-/// Runs a guest for people to watch and returns where its artefacts are.
+/// Runs a guest for people to watch; returns where its artefacts are, and an error if its dump is
+/// not good.
 ///
 /// # Errors
-/// Something cannot be fetched or built, or the verdict is not Ok.
-pub(crate) fn show(guest: &Guest) -> Result<PathBuf> {
+/// Something cannot be fetched or built.
+pub(crate) fn show(guest: &Guest) -> Result<(PathBuf, Result<()>)> {
     let mut run = prepare(guest, Variant::Product)?;
-    let folder = run.folder;
-    command::pass(&mut run.command)
-        .with_context(|| format!("the guest's dump is not good: see {}", folder.display()))?;
-    Ok(folder)
+    let result = command::pass(&mut run.command)
+        .with_context(|| format!("the guest's dump is not good: see {}", run.folder.display()));
+    Ok((run.folder, result))
 }
 
 fn prepare(guest: &Guest, variant: Variant) -> Result<Run> {
