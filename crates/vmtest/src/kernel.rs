@@ -48,11 +48,13 @@ pub enum Place {
 const STRUCT_PAGE: u64 = 64;
 /// Per-CPU symbols are offsets below this; everything else has the upper half of the address space.
 const PER_CPU_OFFSET_MAX: u64 = 1 << 20;
-/// The parts of the image that are freed, each from one symbol to another (mark_rodata_ro and free_initmem).
-const FREED: [(&str, &str); 3] = [
+/// The parts of the image that are freed, each from one symbol to another (mark_rodata_ro, free_initmem and
+/// mem_encrypt_free_decrypted_mem).
+const FREED: [(&str, &str); 4] = [
     ("_etext", "__start_rodata"),
     ("__end_rodata", "_sdata"),
     ("__init_begin", "__init_end"),
+    ("__start_bss_decrypted_unused", "__end_bss_decrypted"),
 ];
 const PRESENT: u64 = 1;
 const HUGE: u64 = 1 << 7;
@@ -177,11 +179,9 @@ impl<'a> KernelView<'a> {
         self.word(self.image_address(self.address_of(symbol)?)?)
     }
 
+    /// To the end of bss: most of what follows it (brk) is given back to the allocator.
     fn image(&self) -> Option<Area> {
-        let end = self.image_address(
-            self.address_of("_end")
-                .or_else(|| self.address_of("__bss_stop"))?,
-        )?;
+        let end = self.image_address(self.address_of("__bss_stop")?)?;
         Some(Area {
             start: self.facts.code,
             end,
