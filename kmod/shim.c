@@ -10,14 +10,11 @@
 
 #include <linux/capability.h>
 #include <linux/console.h>
-#include <linux/delay.h>
 #include <linux/etherdevice.h>
 #include <linux/if_arp.h>
-#include <linux/init.h>
 #include <linux/kdebug.h>
 #include <linux/kexec.h>
 #include <linux/kprobes.h>
-#include <linux/memblock.h>
 #include <linux/miscdevice.h>
 #include <linux/nmi.h>
 #include <linux/panic_notifier.h>
@@ -27,7 +24,6 @@
 #include <linux/sort.h>
 #include <linux/sysrq.h>
 #include <linux/timekeeping.h>
-#include <linux/uaccess.h>
 #include <linux/utsname.h>
 #include <linux/vmalloc.h>
 #include <asm/apic.h>

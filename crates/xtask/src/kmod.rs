@@ -56,7 +56,11 @@ pub(crate) struct Modules {
 /// # Errors
 /// Headers or toolchain cannot be had, or something does not compile; the compiler's messages are on standard error.
 pub(crate) fn build(release: &str, variant: Variant) -> Result<Modules> {
-    let core = core(variant)?.merged;
+    join(&core(variant)?, release, variant)
+}
+
+/// Builds both modules for a kernel with a core that is there.
+fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
     let headers = packages::headers(release)?;
     let folder = cache::dir()?.join("kmod").join(release);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -65,7 +69,7 @@ pub(crate) fn build(release: &str, variant: Variant) -> Result<Modules> {
         name: "netdump",
         sources: cache::tree().join("kmod"),
         files: &["Kbuild", "abi.h", "shim.c", "shim.h"],
-        core: Some(&core),
+        core: Some(&core.merged),
         flags: if variant == Variant::Bench {
             "-DND_BENCH"
         } else {
@@ -95,7 +99,7 @@ pub(crate) fn build(release: &str, variant: Variant) -> Result<Modules> {
 /// What [`build`] fails with, or the list of what does not hold.
 pub(crate) fn check(release: &str) -> Result<()> {
     let core = core(Variant::Product)?;
-    let module = build(release, Variant::Product)?.netdump;
+    let module = join(&core, release, Variant::Product)?.netdump;
     let checks = [
         ("the core cannot panic", panics(&core)?),
         ("no floating point", floating_point(&disassembly(&module)?)),
