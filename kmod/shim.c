@@ -33,10 +33,7 @@
 
 #include "shim.h"
 
-static struct nd_shim nd = {
-	.reserve = LIST_HEAD_INIT(nd.reserve),
-	.reserve_large = LIST_HEAD_INIT(nd.reserve_large),
-};
+static struct nd_shim nd;
 
 static void nd_resume_after_fault(void);
 
@@ -295,17 +292,17 @@ static void nd_release_locks(void)
 	}
 }
 
-/* Without memory a driver cannot receive. A zone whose lock a stopped CPU holds keeps its pages out of reach. */
-static void nd_release_pages(struct list_head *pages, unsigned int order)
+/*
+ * Without memory a driver cannot receive. A zone whose lock a stopped CPU holds keeps its pages out of reach. The pages
+ * are remembered: they are written from now on.
+ */
+static void nd_release_reserve(void)
 {
-	struct page *page, *next;
+	unsigned int i;
 
-	list_for_each_entry_safe(page, next, pages, lru) {
-		if (spin_is_locked(&page_zone(page)->lock))
-			continue;
-		list_del(&page->lru);
-		__free_pages(page, order);
-	}
+	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++)
+		if (!spin_is_locked(&page_zone(nd.reserve[i])->lock))
+			__free_pages(nd.reserve[i], ND_RESERVE_ORDER);
 }
 
 static void nd_touch(const struct page *page)
@@ -576,14 +573,6 @@ static size_t nd_read_pages(u8 *to, u64 first, u64 count, bool precious)
 
 /* ---- Pages that the dump path writes ---- */
 
-static u32 nd_add_written(struct nd_written *list, u32 used, enum nd_written_kind kind, u64 pfn, u32 pages)
-{
-	if (used == ND_WRITTEN_RANGES_MAX)
-		return used;
-	list[used] = (struct nd_written){ .first = pfn, .pages = pages, .kind = kind };
-	return used + 1;
-}
-
 static int nd_compare_written(const void *left, const void *right)
 {
 	const struct nd_written *a = left, *b = right;
@@ -608,6 +597,16 @@ static u32 nd_merge_written(struct nd_written *list, u32 used)
 			list[kept++] = list[i];
 	}
 	return kept;
+}
+
+static u32 nd_add_written(struct nd_written *list, u32 used, enum nd_written_kind kind, u64 pfn, u32 pages)
+{
+	if (used == ND_WRITTEN_RANGES_MAX)
+		used = nd_merge_written(list, used);
+	if (used == ND_WRITTEN_RANGES_MAX)
+		return used;
+	list[used] = (struct nd_written){ .first = pfn, .pages = pages, .kind = kind };
+	return used + 1;
 }
 
 static struct page *nd_page_of(unsigned long address)
@@ -654,7 +653,6 @@ static size_t nd_read_written(u8 *to)
 {
 	struct nd_written *list = (struct nd_written *)to;
 	int cpu = raw_smp_processor_id();
-	struct page *page;
 	u32 used = 0, i;
 
 	for (i = 0; i < ND_MODULE_REGIONS_MAX; i++) {
@@ -676,8 +674,9 @@ static size_t nd_read_written(u8 *to)
 		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, nd.pool[i], sizeof(struct sk_buff));
 		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, nd.pool[i]->head, skb_end_offset(nd.pool[i]));
 	}
-	list_for_each_entry(page, &nd.reserve, lru)
-		used = nd_add_written(list, used, ND_WRITTEN_RESERVE, page_to_pfn(page), 1);
+	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++)
+		used = nd_add_written(list, used, ND_WRITTEN_RESERVE, page_to_pfn(nd.reserve[i]),
+				      1 << ND_RESERVE_ORDER);
 	return nd_merge_written(list, used) * sizeof(*list);
 }
 
@@ -937,8 +936,7 @@ static void nd_crashed(const char *reason)
 	console = console_trylock();
 	console_loglevel = 1;
 	nd_release_locks();
-	nd_release_pages(&nd.reserve, 0);
-	nd_release_pages(&nd.reserve_large, ND_RESERVE_ORDER);
+	nd_release_reserve();
 	nd_take_frames();
 	nd_describe(&crash, reason);
 	nd_core_start(nd_now(), &crash);
@@ -1067,20 +1065,25 @@ static int nd_pool_fill(void)
 
 static void nd_reserve_free(void)
 {
-	nd_release_pages(&nd.reserve, 0);
-	nd_release_pages(&nd.reserve_large, ND_RESERVE_ORDER);
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++) {
+		if (nd.reserve[i])
+			__free_pages(nd.reserve[i], ND_RESERVE_ORDER);
+		nd.reserve[i] = NULL;
+	}
 	nd.reserve_bytes = 0;
 }
 
-static bool nd_reserve_add(struct list_head *pages, unsigned int count, unsigned int order)
+static bool nd_reserve_fill(void)
 {
-	while (count--) {
-		struct page *page = alloc_pages(GFP_KERNEL | __GFP_NOWARN, order);
+	unsigned int i;
 
-		if (!page)
+	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++) {
+		nd.reserve[i] = alloc_pages(GFP_KERNEL | __GFP_NOWARN, ND_RESERVE_ORDER);
+		if (!nd.reserve[i])
 			return false;
-		list_add(&page->lru, pages);
-		nd.reserve_bytes += PAGE_SIZE << order;
+		nd.reserve_bytes += PAGE_SIZE << ND_RESERVE_ORDER;
 	}
 	return true;
 }
@@ -1234,8 +1237,7 @@ static int nd_take(void)
 	if (error)
 		return error;
 	nd.captured = kvcalloc(nr_cpu_ids, sizeof(*nd.captured), GFP_KERNEL);
-	if (!nd.captured || !nd_reserve_add(&nd.reserve, ND_RESERVE_PAGES, 0) ||
-	    !nd_reserve_add(&nd.reserve_large, ND_RESERVE_LARGE, ND_RESERVE_ORDER))
+	if (!nd.captured || !nd_reserve_fill())
 		return nd_refuse(-ENOMEM, "no memory for the page reserve");
 	error = nd_find_memory();
 	return error ? error : nd_hooks_start();

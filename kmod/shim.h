@@ -28,9 +28,11 @@
 
 #include "abi.h"
 
-/* Pages that the page allocator gets back after the crash, so that drivers can receive even out of memory. */
-#define ND_RESERVE_PAGES	512
-#define ND_RESERVE_LARGE	16
+/*
+ * Blocks of pages that the page allocator gets back after the crash, so that drivers can receive
+ * even out of memory. It splits them as it needs; some drivers want such blocks whole.
+ */
+#define ND_RESERVE_BLOCKS	80
 #define ND_RESERVE_ORDER	3
 
 /* Memory that the transmit pool may take; longer frames get fewer buffers. */
@@ -87,8 +89,7 @@ struct nd_shim {
 	u8 *frames[ND_SLOTS_MAX + 1];
 	u32 slots;
 	u32 frame_bytes_max;
-	struct list_head reserve;
-	struct list_head reserve_large;
+	struct page *reserve[ND_RESERVE_BLOCKS];
 	struct nd_ram ram[ND_RAM_RANGES_MAX];
 	u32 ram_ranges;
 	u64 ram_pages;
