@@ -56,9 +56,11 @@ pub struct Counters {
     pub other: AtomicU64,
     /// Nanoseconds from the start of the link to the mark, or 0 before.
     marked_ns: AtomicU64,
-    /// The same to the first datagram after the mark, or 0 before.
+    /// Bytes of the guest's frames at the mark.
+    marked_bytes: AtomicU64,
+    /// The same as `marked_ns` for the first datagram after the mark, or 0 before.
     first_ns: AtomicU64,
-    /// The same to the last datagram of the guest.
+    /// The same for the last datagram of the guest.
     last_ns: AtomicU64,
 }
 
@@ -81,6 +83,24 @@ const POLL_TIMEOUT: Timespec = Timespec {
 };
 /// Source ports of the guest that are remembered; it uses one for arming and one for its session.
 const FLOWS_MAX: usize = 64;
+
+/// Marks the beginning of the crash.
+#[derive(Clone, Debug)]
+pub struct Marker {
+    counters: Arc<Counters>,
+    started: Instant,
+}
+
+impl Marker {
+    /// The crash begins when `delay` is over: datagrams from here on belong to it.
+    pub fn mark(&self, delay: Duration) {
+        let bytes = self.counters.guest_bytes.load(Ordering::Relaxed);
+        self.counters.marked_bytes.store(bytes, Ordering::Relaxed);
+        self.counters.first_ns.store(0, Ordering::Release);
+        let crash = nanoseconds(self.started.elapsed() + delay);
+        self.counters.marked_ns.store(crash, Ordering::Release);
+    }
+}
 
 impl Link {
     /// Starts the wire to the server on loopback port `server_port`; gives the guest's end for QEMU.
@@ -130,12 +150,26 @@ impl Link {
         ))
     }
 
-    /// The crash begins at `when`: datagrams from here on belong to it.
-    pub fn mark(&self, when: Instant) {
-        self.counters.first_ns.store(0, Ordering::Release);
+    /// What tells the wire, from any thread, that the crash begins.
+    #[must_use]
+    pub fn marker(&self) -> Marker {
+        Marker {
+            counters: Arc::clone(&self.counters),
+            started: self.started,
+        }
+    }
+
+    /// Bytes of the guest's frames since the mark, 0 before it.
+    #[must_use]
+    pub fn bytes_since_mark(&self) -> u64 {
+        if self.counters.marked_ns.load(Ordering::Acquire) == 0 {
+            return 0;
+        }
+        let before = self.counters.marked_bytes.load(Ordering::Relaxed);
         self.counters
-            .marked_ns
-            .store(nanoseconds(when - self.started), Ordering::Release);
+            .guest_bytes
+            .load(Ordering::Relaxed)
+            .saturating_sub(before)
     }
 
     /// Time from the mark to the first datagram after it.
@@ -458,7 +492,7 @@ mod tests {
     #[test]
     fn datagrams_reach_the_server_and_replies_their_port() {
         let world = world(0);
-        world.link.mark(Instant::now());
+        world.link.marker().mark(Duration::ZERO);
         for port in [40000, 40001] {
             batch::send(&world.guest, &[&guest_frame(port, b"hello")]).unwrap();
             let mut bytes = [0; 16];

@@ -41,7 +41,7 @@ pub struct Comparison {
     pub unreadable: u64,
     /// Pages of QEMU's RAM that are not System RAM: the firmware's.
     pub firmware: u64,
-    /// The first differences that are not listed, at most [`EXAMPLES_MAX`].
+    /// The first differences that are not listed, at most 400.
     pub examples: Vec<(u64, String)>,
 }
 

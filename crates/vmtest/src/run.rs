@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::frame::Mac;
 use crate::initramfs::Initramfs;
 use crate::kernel::KernelView;
-use crate::link::{Faults, Link};
+use crate::link::{Faults, Link, Marker};
 use crate::memory::GuestMemory;
 use crate::modules::{self, Modules};
 use crate::oracle::{self, Comparison, FIRMWARE_PAGES_MAX, Written};
@@ -26,7 +26,7 @@ use crate::readers::{self, Expected};
 use crate::ring::rings;
 use crate::rules::Rules;
 use crate::server::{Server, Session};
-use crate::stage::{Crash, Fill, Kernel, ORDERS_PATH, Orders, PatternRun, Stage};
+use crate::stage::{CRASH_DELAY, Crash, Fill, Kernel, ORDERS_PATH, Orders, PatternRun, Stage};
 use crate::verdict::{Observations, Verdict};
 use crate::vm::{Accelerator, Guest, Nic, Vm};
 
@@ -167,8 +167,6 @@ struct Story {
     mac: Mac,
     pattern: Vec<PatternRun>,
     facts: Kernel,
-    /// Bytes and frames of the guest when the crash began.
-    before_crash_bytes: u64,
     crash_dir: Option<PathBuf>,
     session: Option<Session>,
 }
@@ -233,12 +231,13 @@ fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
     };
     let started = Instant::now();
     let vm = Vm::start(&plan.qemu, &guest, &memory, OwnedFd::from(guest_port), wire)?;
+    let stages = listen(port, link.marker());
     Ok(Machine {
         vm,
         link,
         server,
         memory,
-        stages: listen(port),
+        stages,
         started,
     })
 }
@@ -318,14 +317,17 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
 }
 
 /// Reads the port in a thread, so that each stage has the time it was told.
-fn listen(port: UnixStream) -> Receiver<(Instant, Stage)> {
+fn listen(port: UnixStream, marker: Marker) -> Receiver<(Instant, Stage)> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(port).lines().map_while(Result::ok) {
             let now = Instant::now();
-            let stage = serde_json::from_str(&line).unwrap_or_else(|error| Stage::Failed {
+            let stage: Stage = serde_json::from_str(&line).unwrap_or_else(|error| Stage::Failed {
                 why: format!("a garbled line on the port ({error}): {line:?}"),
             });
+            if matches!(stage, Stage::Crashing) {
+                marker.mark(CRASH_DELAY);
+            }
             if sender.send((now, stage)).is_err() {
                 break;
             }
@@ -373,11 +375,7 @@ fn follow(
         progress(&Progress {
             stage: stage_name(&story.seen),
             elapsed: machine.started.elapsed(),
-            wire_bytes: if story.seen.armed {
-                marks_bytes(machine, story)
-            } else {
-                0
-            },
+            wire_bytes: machine.link.bytes_since_mark(),
         });
         thread::sleep(TURN);
     }
@@ -408,16 +406,6 @@ fn stage_name(seen: &Observations) -> &'static str {
     }
 }
 
-/// Bytes of the guest's frames since the crash began.
-fn marks_bytes(machine: &Machine, story: &Story) -> u64 {
-    machine
-        .link
-        .counters
-        .guest_bytes
-        .load(Ordering::Relaxed)
-        .saturating_sub(story.before_crash_bytes)
-}
-
 /// Takes what the guest has told; whether there was anything.
 fn hear(machine: &Machine, story: &mut Story) -> Result<bool> {
     let mut told = false;
@@ -438,9 +426,6 @@ fn hear(machine: &Machine, story: &mut Story) -> Result<bool> {
             Stage::Pattern { pages } => story.pattern = pages,
             Stage::Kernel(facts) => story.facts = facts,
             Stage::Crashing => {
-                machine.link.mark(when);
-                story.before_crash_bytes =
-                    machine.link.counters.guest_bytes.load(Ordering::Relaxed);
                 story.seen.armed = true;
             }
             Stage::Failed { why } => {
@@ -454,7 +439,7 @@ fn hear(machine: &Machine, story: &mut Story) -> Result<bool> {
 /// Looks at the wire, at QEMU and at the server.
 fn look(machine: &mut Machine, story: &mut Story) -> Result<()> {
     story.seen.first_packet |= story.seen.armed && machine.link.first_datagram().is_some();
-    story.seen.wire_mb = marks_bytes(machine, story) / 1_000_000;
+    story.seen.wire_mb = machine.link.bytes_since_mark() / 1_000_000;
     story.seen.rebooted = machine.vm.qmp.shutdown()? == Some("guest-reset");
     if story.seen.first_packet && story.crash_dir.is_none() {
         story.crash_dir = machine.server.crash_dir()?;
@@ -496,7 +481,7 @@ fn describe(plan: &Plan, story: &Story, machine: &Machine) -> Report {
         boot_ms: story.boot.map_or(0, milliseconds),
         first_packet_ms: machine.link.first_datagram().map(milliseconds),
         dump_s,
-        wire_bytes: marks_bytes(machine, story),
+        wire_bytes: machine.link.bytes_since_mark(),
         memory_mb_s: if dump_s > 0.0 {
             megabytes(plan.memory) / dump_s
         } else {

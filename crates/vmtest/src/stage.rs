@@ -1,6 +1,8 @@
 //! What the guest and the harness tell each other: the guest's orders (a file in its initramfs) and its stages (one JSON
 //! line each on a virtio-serial port, which the kernel never prints to).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// Name of the virtio-serial port that carries the stages.
@@ -13,6 +15,10 @@ pub const GUEST_ADDRESS: [u8; 4] = [10, 0, 2, 15];
 pub const SERVER_ADDRESS: [u8; 4] = [10, 0, 2, 2];
 /// The UDP port the guest sends its session to.
 pub const SERVER_PORT: u16 = 6666;
+
+/// How long the guest waits between saying that it crashes and crashing, so that the harness, which may share few CPUs with
+/// it, has heard it before.
+pub const CRASH_DELAY: Duration = Duration::from_millis(200);
 
 /// What the guest is to do.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -135,7 +141,7 @@ pub enum Stage {
     },
     /// What the kernel says about its memory.
     Kernel(Kernel),
-    /// The next thing the guest does is to crash.
+    /// The guest crashes when [`CRASH_DELAY`] is over.
     Crashing,
     /// The guest cannot go on.
     Failed {

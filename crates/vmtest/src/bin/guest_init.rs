@@ -18,8 +18,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::mount::{MountFlags, mount};
 use vmtest::pattern::{self, PAGE_SIZE};
 use vmtest::stage::{
-    Crash, Fill, GUEST_ADDRESS, IMAGE_SYMBOLS, Kernel, ORDERS_PATH, Orders, PORT_NAME, PatternRun,
-    SERVER_ADDRESS, SERVER_PORT, Stage,
+    CRASH_DELAY, Crash, Fill, GUEST_ADDRESS, IMAGE_SYMBOLS, Kernel, ORDERS_PATH, Orders, PORT_NAME,
+    PatternRun, SERVER_ADDRESS, SERVER_PORT, Stage,
 };
 
 /// Pages of the pattern in user memory: 8 MiB.
@@ -76,6 +76,7 @@ fn guest() -> Result<()> {
     fs::write("/proc/sys/kernel/panic_on_oops", "1").context("cannot set panic_on_oops")?;
     fs::write("/proc/sys/kernel/sysrq", "1").context("cannot allow sysrq")?;
     tell(&mut port, &Stage::Crashing)?;
+    thread::sleep(CRASH_DELAY);
     crash(orders.crash)?;
     thread::sleep(CRASH_TIMEOUT);
     bail!(
