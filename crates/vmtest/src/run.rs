@@ -153,7 +153,7 @@ struct Machine {
     link: Link,
     server: Server,
     memory: GuestMemory,
-    stages: Receiver<(Instant, Stage)>,
+    stages: Receiver<(Instant, String)>,
     started: Instant,
 }
 
@@ -231,7 +231,7 @@ fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
     };
     let started = Instant::now();
     let vm = Vm::start(&plan.qemu, &guest, &memory, OwnedFd::from(guest_port), wire)?;
-    let stages = listen(port, link.marker());
+    let stages = listen(port, link.marker())?;
     Ok(Machine {
         vm,
         link,
@@ -316,24 +316,23 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
     Ok(archive.finish())
 }
 
-/// Reads the port in a thread, so that each stage has the time it was told.
-fn listen(port: UnixStream, marker: Marker) -> Receiver<(Instant, Stage)> {
+/// Reads the port in a thread, so that each line has the time it was told. The thread does not decode lines, because the
+/// one about the kernel takes long and the one about the crash comes soon after it.
+fn listen(port: UnixStream, marker: Marker) -> Result<Receiver<(Instant, String)>> {
+    let crashing = serde_json::to_string(&Stage::Crashing)?;
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(port).lines().map_while(Result::ok) {
             let now = Instant::now();
-            let stage: Stage = serde_json::from_str(&line).unwrap_or_else(|error| Stage::Failed {
-                why: format!("a garbled line on the port ({error}): {line:?}"),
-            });
-            if matches!(stage, Stage::Crashing) {
+            if line == crashing {
                 marker.mark(CRASH_DELAY);
             }
-            if sender.send((now, stage)).is_err() {
+            if sender.send((now, line)).is_err() {
                 break;
             }
         }
     });
-    receiver
+    Ok(receiver)
 }
 
 /// Follows the guest until its session is over and it has rebooted, or nothing moves any more.
@@ -410,11 +409,14 @@ fn stage_name(seen: &Observations) -> &'static str {
 fn hear(machine: &Machine, story: &mut Story) -> Result<bool> {
     let mut told = false;
     loop {
-        let (when, stage) = match machine.stages.try_recv() {
+        let (when, line) = match machine.stages.try_recv() {
             Ok(told) => told,
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => return Ok(told),
         };
         told = true;
+        let stage = serde_json::from_str(&line).unwrap_or_else(|error| Stage::Failed {
+            why: format!("a garbled line on the port ({error}): {line:?}"),
+        });
         match stage {
             Stage::Booted { kernel } => {
                 story.seen.booted = true;
