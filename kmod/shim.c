@@ -816,7 +816,7 @@ static u64 nd_run(void)
 		switch (nd.step.kind) {
 		case ND_STEP_SEND:
 			nd_transmit(nd.step.slot, nd.step.a, nd.step.b);
-			if (++sent % 16 == 0)
+			if (++sent % 32 == 0)
 				nd_poll();
 			break;
 		case ND_STEP_WAIT:

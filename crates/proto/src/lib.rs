@@ -3,7 +3,7 @@
 //!
 //! Nouns. A **host** can crash; its **client** has one **session** with a server, which carries one
 //! **stream** of **records**; the server answers with **replies** that acknowledge, steer by
-//! **credit** and carry its **verdict**. Pages travel in **blocks** of up to eight.
+//! **credit** and carry its **verdict**. Pages travel in **blocks** of up to sixteen.
 //!
 //! How a page travels here: [`client`] asks its caller for a block of pages, elides zero pages,
 //! compresses, wraps the block into a [`record`], cuts the stream into datagrams and seals each

@@ -17,10 +17,18 @@ const MATCH_FREE_END: usize = 12;
 const LITERAL_END: usize = 5;
 /// Failed probes after which the stride grows by one (as a power of two).
 const STRIDE_BITS: u32 = 5;
+/// Where that stops: a stride of 129 bytes.
+const MISSES_MAX: usize = 1 << 12;
 const HASH_MULTIPLIER: u32 = 2_654_435_761;
 
-/// The compressor's memory: where each hash was last seen. 8 KiB, all-zero when new.
-pub struct Table([u16; TABLE_ENTRIES]);
+/// The compressor's memory, 8 KiB, all-zero when new.
+pub struct Table {
+    /// Where each hash was last seen in this block; 0 if nowhere.
+    seen: [u16; TABLE_ENTRIES],
+    /// Probes that failed in a row, from block to block: memory that does not compress comes in
+    /// stretches, and the longer one lasts the less is spent on it.
+    misses: usize,
+}
 
 // A position is stored in 16 bits, so a block must be short enough.
 const _: () = assert!(
@@ -32,7 +40,10 @@ impl Table {
     /// An empty table.
     #[must_use]
     pub const fn new() -> Self {
-        Self([0; TABLE_ENTRIES])
+        Self {
+            seen: [0; TABLE_ENTRIES],
+            misses: 0,
+        }
     }
 
     /// Compresses `input` (at most [`BLOCK_BYTES`] bytes) into `output` and returns the length, or
@@ -43,7 +54,7 @@ impl Table {
         if input.len() > BLOCK_BYTES {
             return None;
         }
-        self.0.fill(0);
+        self.seen.fill(0);
         let mut out = Output {
             rest: output,
             written: 0,
@@ -53,7 +64,6 @@ impl Table {
         let match_end_max = input.len().saturating_sub(LITERAL_END);
         // Position 0 stands for "never seen" in the table, so matches to it are given up.
         let mut at = 1;
-        let mut misses = 0_usize;
         while at < last_match_start {
             let Some(word) = word_at(input, at) else {
                 break;
@@ -62,11 +72,11 @@ impl Table {
                 break;
             };
             if candidate == 0 || word_at(input, candidate) != Some(word) {
-                misses = misses.wrapping_add(1);
-                at = at.wrapping_add(1).wrapping_add(misses >> STRIDE_BITS);
+                self.misses = self.misses.wrapping_add(1).min(MISSES_MAX);
+                at = at.wrapping_add(1).wrapping_add(self.misses >> STRIDE_BITS);
                 continue;
             }
-            misses = 0;
+            self.misses = 0;
             let (start, from) = extend_back(input, at, candidate, literals_from);
             let length = common_length(input, from, start, match_end_max)?;
             let literals = input.get(literals_from..start)?;
@@ -91,7 +101,7 @@ impl Table {
     /// before.
     fn swap(&mut self, word: u32, at: usize) -> Option<usize> {
         let hash = word.wrapping_mul(HASH_MULTIPLIER) >> (u32::BITS - TABLE_BITS);
-        let entry = self.0.get_mut(usize::try_from(hash).ok()?)?;
+        let entry = self.seen.get_mut(usize::try_from(hash).ok()?)?;
         let before = core::mem::replace(entry, u16::try_from(at).ok()?);
         Some(usize::from(before))
     }

@@ -11,7 +11,7 @@
 //! depends on the kind: a pfn, a CPU, a piece number, or nothing (then zero).
 
 use lz4_flex::block::decompress_into;
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh64::Xxh64;
 use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -24,7 +24,7 @@ const _: () = assert!(RECORD_HEADER_BYTES == 16);
 const _: () = assert!(size_of::<Hello>() == 624);
 const _: () = assert!(size_of::<Cpu>() == 256);
 /// Pages encoded together at most.
-pub const BLOCK_PAGES: usize = 8;
+pub const BLOCK_PAGES: usize = 16;
 /// Bytes of a full block before encoding.
 pub const BLOCK_BYTES: usize = BLOCK_PAGES * PAGE_BYTES;
 /// The longest body a record may have. A block that LZ4 does not shrink is sent raw, so nothing is
@@ -290,18 +290,18 @@ pub struct Totals {
     pub digest: U64,
 }
 
-/// Digest over the contents of all blocks: XXH3-64 (seed 0) over, for each block in stream order,
+/// Digest over the contents of all blocks: XXH64 (seed 0) over, for each block in stream order,
 /// its first pfn as 8 little-endian bytes and its pages before compression. Packets are
 /// authenticated one by one; this one proves that compression, storage and decompression were
 /// faithful from the host's memory to the vmcore.
 #[derive(Clone)]
-pub struct PageDigest(Xxh3Default);
+pub struct PageDigest(Xxh64);
 
 impl PageDigest {
     /// The digest of nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self(Xxh3Default::new())
+        Self(Xxh64::new(0))
     }
 
     /// Adds a block of raw `pages` that begins at `first`.

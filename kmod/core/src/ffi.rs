@@ -108,7 +108,7 @@ const _: () = assert!(size_of::<RamRange>() == 16);
 const _: () = assert!(size_of::<WrittenRange>() == 16);
 const _: () = assert!(MESSAGE_BYTES == 596);
 const _: () = assert!(STATUS_BYTES == 372);
-const _: () = assert!(BLOCK_BYTES == 32768);
+const _: () = assert!(BLOCK_BYTES == 65536);
 const _: () = assert!(BLOCK_PAGES == 8);
 const _: () = assert!(SLOTS_MAX == 1024);
 const _: () = assert!(RAM_RANGES_MAX == 512);

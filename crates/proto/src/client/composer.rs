@@ -15,10 +15,10 @@ use crate::record::{
 use crate::reply::Verdict;
 use crate::units::{PAGE_BYTES, Pfn};
 
-/// Pieces of the kernel log: 64 of 32 KiB, 2 MiB. The kernel's ring buffer is seldom larger.
-const TEXT_PIECES_MAX: u64 = 64;
+/// Pieces of the kernel log: 32 of 64 KiB, 2 MiB. The kernel's ring buffer is seldom larger.
+const TEXT_PIECES_MAX: u64 = 32;
 /// Pieces of the State text: 4 MiB.
-const STATE_PIECES_MAX: u64 = 128;
+const STATE_PIECES_MAX: u64 = 64;
 const HEAD_BYTES: usize = RECORD_HEADER_BYTES + 8;
 
 /// What comes next.
@@ -566,9 +566,9 @@ impl Composer {
     }
 }
 
-const BLOCK_PAGE_MASK: u64 = 7;
+const BLOCK_PAGE_MASK: u64 = 15;
 const _: () = assert!(
-    BLOCK_PAGES == 8,
+    BLOCK_PAGES == 16,
     "the mask must be one less than the pages of a block"
 );
 

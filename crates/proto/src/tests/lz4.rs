@@ -29,16 +29,18 @@ fn check(name: &str, input: &[u8]) -> Option<usize> {
         "{name}: {} bytes came back different",
         input.len()
     );
-    // A table that was used before must not change the result.
+    // A table that has seen nothing but noise must not spoil a block.
+    let mut noise = vec![0; BLOCK_BYTES];
+    Random(9).fill(&mut noise);
+    assert_eq!(table.compress(&noise, &mut vec![0; BLOCK_BYTES - 1]), None);
     let mut again = vec![0; output.len()];
-    assert_eq!(
-        table.compress(input, &mut again),
-        Some(length),
-        "{name}: not repeatable"
-    );
+    let after_noise = table.compress(input, &mut again).expect("fits");
+    let decoded = decompress_into(&again[..after_noise], &mut back);
+    assert_eq!(decoded.ok(), Some(input.len()), "{name}: after noise");
+    assert!(back == input, "{name}: other bytes after noise");
     // One byte less is refused.
     assert_eq!(
-        table.compress(input, &mut again[..length - 1]),
+        Table::new().compress(input, &mut again[..length - 1]),
         None,
         "{name}: wrote past its output"
     );
@@ -115,6 +117,26 @@ fn incompressible_blocks_are_given_up() {
     Random(3).fill(&mut block);
     let mut output = vec![0; BLOCK_BYTES - 1];
     assert_eq!(Table::new().compress(&block, &mut output), None);
+}
+
+#[test]
+fn a_stretch_of_noise_does_not_hide_what_follows() {
+    let mut table = Box::new(Table::new());
+    let mut noise = vec![0; BLOCK_BYTES];
+    Random(4).fill(&mut noise);
+    let mut output = vec![0; BLOCK_BYTES - 1];
+    for _ in 0..4 {
+        assert_eq!(table.compress(&noise, &mut output), None);
+    }
+    let text: Vec<u8> = (0..BLOCK_BYTES / 32)
+        .flat_map(|n| std::format!("task {n:8} state 0 flags 0x0000 ").into_bytes())
+        .take(BLOCK_BYTES)
+        .collect();
+    let length = table.compress(&text, &mut output).expect("fits");
+    assert!(
+        length < BLOCK_BYTES / 2,
+        "ordinary memory took {length} bytes"
+    );
 }
 
 #[test]

@@ -68,8 +68,8 @@ fn illegal_records_are_named() {
         Malformed::PageCount(0)
     );
     assert_eq!(
-        malformed(&record_bytes(Kind::Pages, Codec::Raw, 9, 1, b"x")),
-        Malformed::PageCount(9)
+        malformed(&record_bytes(Kind::Pages, Codec::Raw, 17, 1, b"x")),
+        Malformed::PageCount(17)
     );
     let mut codec = record_bytes(Kind::Pages, Codec::Raw, 1, 1, b"x");
     codec[1] = 7;
