@@ -11,7 +11,7 @@
 //! depends on the kind: a pfn, a CPU, a piece number, or nothing (then zero).
 
 use lz4_flex::block::decompress_into;
-use xxhash_rust::xxh64::Xxh64;
+use xxhash_rust::xxh64::xxh64;
 use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -290,36 +290,29 @@ pub struct Totals {
     pub digest: U64,
 }
 
-/// Digest over the contents of all blocks: XXH64 (seed 0) over, for each block in stream order,
-/// its first pfn as 8 little-endian bytes and its pages before compression. Packets are
-/// authenticated one by one; this one proves that compression, storage and decompression were
+/// Digest over the contents of all blocks: 0 before the first, then for each block in stream order
+/// XXH64 over its pages before compression, seeded with the digest so far XOR its first pfn. Packets
+/// are authenticated one by one; this one proves that compression, storage and decompression were
 /// faithful from the host's memory to the vmcore.
-#[derive(Clone)]
-pub struct PageDigest(Xxh64);
+#[derive(Clone, Copy, Default)]
+pub struct PageDigest(u64);
 
 impl PageDigest {
     /// The digest of nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self(Xxh64::new(0))
+        Self(0)
     }
 
     /// Adds a block of raw `pages` that begins at `first`.
     pub fn block(&mut self, first: Pfn, pages: &[u8]) {
-        self.0.update(&first.0.to_le_bytes());
-        self.0.update(pages);
+        self.0 = xxh64(pages, self.0 ^ first.0);
     }
 
     /// The digest of all blocks so far.
     #[must_use]
-    pub fn value(&self) -> u64 {
-        self.0.digest()
-    }
-}
-
-impl Default for PageDigest {
-    fn default() -> Self {
-        Self::new()
+    pub const fn value(self) -> u64 {
+        self.0
     }
 }
 
