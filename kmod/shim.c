@@ -59,11 +59,16 @@ static u64 nd_now(void)
 /*
  * Keeps interrupts away. IF alone does not: on 6.1 drivers get it set again inside their poll, because filling the
  * cache of socket buffers ends in an unconditional local_irq_enable() (kmem_cache_alloc_bulk(), until 6.2). A task
- * priority of 15 masks all vectors whatever IF says.
+ * priority of 15 masks all vectors whatever IF says, and nobody else writes it.
  */
+static void nd_mask_interrupts(unsigned long priority)
+{
+	asm volatile("mov %0, %%cr8" : : "r" (priority) : "memory");
+}
+
+/* After every call into a driver. */
 static void nd_interrupts_off(void)
 {
-	asm volatile("mov %0, %%cr8" : : "r" (15UL) : "memory");
 	if (!irqs_disabled())
 		local_irq_disable();
 }
@@ -873,8 +878,9 @@ static void nd_resume_after_fault(void)
 
 #ifdef ND_BENCH
 /*
- * What device and cipher can do with no protocol around them: datagrams as large as the dump's, sent for two seconds to
- * the server's discard port. The result goes into the log, whose end is sent first.
+ * What device and cipher can do with no protocol around them: datagrams as large as the dump's, sent for two seconds the
+ * dump's own way to the server, which knows no such session and drops them. The result goes into the log, whose end is
+ * sent first.
  */
 static void nd_bench(const char *kind, bool sealed)
 {
@@ -928,6 +934,7 @@ static void nd_crashed(const char *reason)
 
 	nd_stop_others();
 	nd_capture_own();
+	nd_mask_interrupts(15);
 	nd_interrupts_off();
 	local_bh_disable();
 	rcu_read_lock();
@@ -950,7 +957,7 @@ static void nd_crashed(const char *reason)
 	rcu_read_unlock();
 	if (console)
 		console_unlock();
-	asm volatile("mov %0, %%cr8" : : "r" (0UL) : "memory");
+	nd_mask_interrupts(0);
 }
 
 /* Last of all panic notifiers, so that what the others print is in the log. */

@@ -17,8 +17,8 @@ const MATCH_FREE_END: usize = 12;
 const LITERAL_END: usize = 5;
 /// Failed probes after which the stride grows by one (as a power of two).
 const STRIDE_BITS: u32 = 5;
-/// Where that stops: a stride of 129 bytes.
-const MISSES_MAX: usize = 1 << 12;
+/// Where that stops: a stride of 513 bytes.
+const MISSES_MAX: usize = 1 << 14;
 const HASH_MULTIPLIER: u32 = 2_654_435_761;
 
 /// The compressor's memory, 8 KiB, all-zero when new.

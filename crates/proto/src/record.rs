@@ -291,9 +291,9 @@ pub struct Totals {
 }
 
 /// Digest over the contents of all blocks: 0 before the first, then for each block in stream order
-/// XXH64 over its pages before compression, seeded with the digest so far XOR its first pfn. Packets
-/// are authenticated one by one; this one proves that compression, storage and decompression were
-/// faithful from the host's memory to the vmcore.
+/// XXH64 over its pages before compression, seeded with the digest so far XOR its first pfn.
+/// Packets are authenticated one by one; this one proves that compression, storage and
+/// decompression were faithful from the host's memory to the vmcore.
 #[derive(Clone, Copy, Default)]
 pub struct PageDigest(u64);
 

@@ -37,7 +37,8 @@ impl std::fmt::Debug for Batch {
 }
 
 impl Batch {
-    /// Receives what waits on `socket` without blocking, each datagram `headroom` bytes into its buffer; gives how many.
+    /// Receives what waits on `socket` without blocking, each datagram `headroom` bytes into its
+    /// buffer; gives how many.
     ///
     /// # Errors
     /// Those of `recvmmsg(2)`, except that nothing waiting is no error.
@@ -52,8 +53,9 @@ impl Batch {
             }
         });
         let mut headers = vectors.each_mut().map(header);
-        // SAFETY: each header points to one vector and each vector to a part of a buffer of ours with its true length; all
-        // live until the call returns, and the count is the number of headers.
+        // SAFETY: each header points to one vector and each vector to a part of a buffer of ours
+        // with its true length; all live until the call returns, and the count is the number of
+        // headers.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
@@ -114,8 +116,9 @@ pub fn send(socket: &impl AsFd, datagrams: &[&[u8]]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < datagrams.len() {
         let rest = &mut headers[sent..datagrams.len()];
-        // SAFETY: each header points to one vector and each vector to a datagram with its true length, which is only read;
-        // all live until the call returns, and the count is the number of headers.
+        // SAFETY: each header points to one vector and each vector to a datagram with its true
+        // length, which is only read; all live until the call returns, and the count is the number
+        // of headers.
         let count = unsafe {
             libc::sendmmsg(
                 socket.as_fd().as_raw_fd(),
@@ -140,7 +143,8 @@ pub fn send(socket: &impl AsFd, datagrams: &[&[u8]]) -> io::Result<usize> {
 }
 
 fn header(vector: &mut libc::iovec) -> libc::mmsghdr {
-    // SAFETY: `mmsghdr` is a C structure of integers and pointers, for which zero bytes are a valid value.
+    // SAFETY: `mmsghdr` is a C structure of integers and pointers, for which zero bytes are a valid
+    // value.
     let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
     header.msg_hdr.msg_iov = vector;
     header.msg_hdr.msg_iovlen = 1;

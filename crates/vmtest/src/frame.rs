@@ -1,6 +1,7 @@
 //! The Ethernet frames the wire knows: ARP and UDP over IPv4, read and built in place.
 //!
-//! Offsets from the start of the frame: Ethernet 0 (destination, source, type), IPv4 or ARP 14, UDP 34, payload 42.
+//! Offsets from the start of the frame: Ethernet 0 (destination, source, type), IPv4 or ARP 14, UDP
+//! 34, payload 42.
 
 use std::ops::Range;
 
@@ -70,10 +71,12 @@ pub fn arp_reply(request: &[u8], target: [u8; 4]) -> Option<[u8; ARP_FRAME]> {
     Some(reply)
 }
 
-/// Writes the headers of a datagram whose payload already lies behind them, from `UDP_HEADERS` to the end of `frame`.
+/// Writes the headers of a datagram whose payload already lies behind them, from `UDP_HEADERS` to
+/// the end of `frame`.
 ///
 /// # Panics
-/// If `frame` is shorter than its headers or longer than IPv4 allows: both are the caller's buffers, not input.
+/// If `frame` is shorter than its headers or longer than IPv4 allows: both are the caller's
+/// buffers, not input.
 pub fn write_udp_headers(frame: &mut [u8], to_mac: Mac, from: Endpoint, to: Endpoint) {
     assert!(
         (UDP_HEADERS..=0xffff).contains(&frame.len()),

@@ -1,8 +1,10 @@
-//! Writer of the guest's first file system: a cpio archive in the "newc" format, which every Linux kernel unpacks.
+//! Writer of the guest's first file system: a cpio archive in the "newc" format, which every Linux
+//! kernel unpacks.
 //!
-//! A member is a 110-byte header of ASCII hexadecimal fields, the name with its NUL, and the content; header with name
-//! and content are each padded to four bytes. The archive ends with a member called `TRAILER!!!`. Source of the format:
-//! the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
+//! A member is a 110-byte header of ASCII hexadecimal fields, the name with its NUL, and the
+//! content; header with name and content are each padded to four bytes. The archive ends with a
+//! member called `TRAILER!!!`. Source of the format: the kernel's
+//! Documentation/driver-api/early-userspace/buffer-format.rst.
 
 /// An archive under construction.
 #[derive(Debug, Default)]

@@ -1,5 +1,6 @@
-//! Where things lie in the guest's memory: kernel symbols, per-CPU areas and the page array, resolved with nothing but the
-//! memory itself and what the guest said about its kernel before it crashed.
+//! Where things lie in the guest's memory: kernel symbols, per-CPU areas and the page array,
+//! resolved with nothing but the memory itself and what the guest said about its kernel before it
+//! crashed.
 
 use crate::memory::GuestMemory;
 use crate::pattern::PAGE_SIZE;
@@ -48,8 +49,8 @@ pub enum Place {
 const STRUCT_PAGE: u64 = 64;
 /// Per-CPU symbols are offsets below this; everything else has the upper half of the address space.
 const PER_CPU_OFFSET_MAX: u64 = 1 << 20;
-/// The parts of the image that are freed, each from one symbol to another (mark_rodata_ro, free_initmem and
-/// mem_encrypt_free_decrypted_mem).
+/// The parts of the image that are freed, each from one symbol to another (mark_rodata_ro,
+/// free_initmem and mem_encrypt_free_decrypted_mem).
 const FREED: [(&str, &str); 4] = [
     ("_etext", "__start_rodata"),
     ("__end_rodata", "_sdata"),
@@ -61,7 +62,8 @@ const HUGE: u64 = 1 << 7;
 const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
 
 impl<'a> KernelView<'a> {
-    /// Finds the areas of a guest with `cpus` CPUs. What cannot be found is left out: its pages are then `Allocated`.
+    /// Finds the areas of a guest with `cpus` CPUs. What cannot be found is left out: its pages are
+    /// then `Allocated`.
     #[must_use]
     pub fn new(memory: &'a GuestMemory, facts: &'a Kernel, cpus: u32) -> Self {
         let mut view = Self {
@@ -141,8 +143,8 @@ impl<'a> KernelView<'a> {
         None
     }
 
-    /// Whether the kernel has given the byte at this offset of its image back to the allocator: the gaps between its
-    /// sections, and what only booting needed.
+    /// Whether the kernel has given the byte at this offset of its image back to the allocator: the
+    /// gaps between its sections, and what only booting needed.
     fn is_freed(&self, offset: u64) -> bool {
         let Some(text) = self.address_of("_text") else {
             return false;

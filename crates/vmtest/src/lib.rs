@@ -1,12 +1,15 @@
-//! vmtest boots a stock kernel in QEMU, lets it arm itself with netdump, crashes it, and judges what the server received.
+//! vmtest boots a stock kernel in QEMU, lets it arm itself with netdump, crashes it, and judges
+//! what the server received.
 //!
-//! Nouns: the *guest* is the virtual host; its *orders* say what to do; it tells its *stages* on a *port*; the *wire* is
-//! its network, with *faults*; the *oracle* compares the vmcore with the guest's *memory*; *readers* are the programs
-//! people open a vmcore with; the *verdict* is the one word at the end.
+//! Nouns: the *guest* is the virtual host; its *orders* say what to do; it tells its *stages* on a
+//! *port*; the *wire* is its network, with *faults*; the *oracle* compares the vmcore with the
+//! guest's *memory*; *readers* are the programs people open a vmcore with; the *verdict* is the one
+//! word at the end.
 //!
-//! One run: `initramfs` and `modules` make the guest's files -> `vm` starts QEMU -> `bin/guest_init` goes through its
-//! stages -> `link` carries its session to a real `netdump serve` (`server`) -> the guest reboots, QEMU pauses ->
-//! `oracle` and `readers` look at the vmcore -> `verdict`. `run` is that sequence.
+//! One run: `initramfs` and `modules` make the guest's files -> `vm` starts QEMU ->
+//! `bin/guest_init` goes through its stages -> `link` carries its session to a real `netdump serve`
+//! (`server`) -> the guest reboots, QEMU pauses -> `oracle` and `readers` look at the vmcore ->
+//! `verdict`. `run` is that sequence.
 
 pub mod batch;
 pub mod frame;

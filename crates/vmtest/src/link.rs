@@ -1,9 +1,10 @@
 //! The wire: a thread that is the switch, the gateway and the road to the server for one guest.
 //!
-//! QEMU's `dgram` network backend sends and takes one Ethernet frame a message over a connected pair of local sockets,
-//! which hold back the sender instead of losing frames. The thread answers ARP for the server's address and carries UDP
-//! between the guest and a real server process on loopback. Each frame, whichever way it goes, is first given to the
-//! faults; what is lost is counted and not written to the capture.
+//! QEMU's `dgram` network backend sends and takes one Ethernet frame a message over a connected
+//! pair of local sockets, which hold back the sender instead of losing frames. The thread answers
+//! ARP for the server's address and carries UDP between the guest and a real server process on
+//! loopback. Each frame, whichever way it goes, is first given to the faults; what is lost is
+//! counted and not written to the capture.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -74,7 +75,8 @@ pub struct Link {
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-/// Local sockets hold this much before they hold back the sender, if the system allows it (root), else its own limit.
+/// Local sockets hold this much before they hold back the sender, if the system allows it (root),
+/// else its own limit.
 const SOCKET_BUFFER: usize = 8 << 20;
 /// How long the thread may not notice that it should end.
 const POLL_TIMEOUT: Timespec = Timespec {
@@ -103,7 +105,8 @@ impl Marker {
 }
 
 impl Link {
-    /// Starts the wire to the server on loopback port `server_port`; gives the guest's end for QEMU.
+    /// Starts the wire to the server on loopback port `server_port`; gives the guest's end for
+    /// QEMU.
     ///
     /// # Errors
     /// If sockets, the capture file or the thread cannot be made.
@@ -116,7 +119,8 @@ impl Link {
         )
         .context("cannot make the guest's wire")?;
         for end in [&ours, &guest] {
-            // The forced form needs root; the plain one is cut to the system's limit, which only costs speed.
+            // The forced form needs root; the plain one is cut to the system's limit, which only
+            // costs speed.
             sockopt::set_socket_send_buffer_size_force(end, SOCKET_BUFFER)
                 .or_else(|_| sockopt::set_socket_send_buffer_size(end, SOCKET_BUFFER))?;
         }
@@ -238,7 +242,8 @@ impl Dice {
     }
 }
 
-/// The guest's datagrams from one port leave from a socket of their own, so that replies find their way back.
+/// The guest's datagrams from one port leave from a socket of their own, so that replies find their
+/// way back.
 #[derive(Debug)]
 struct Flow {
     guest: Endpoint,
@@ -335,7 +340,8 @@ impl Switch {
         }
         let sent = match batch::send(&self.flows[flow].socket, datagrams) {
             Ok(sent) => sent,
-            // Nobody listens there (yet, or any more): to the guest that is a server that does not answer.
+            // Nobody listens there (yet, or any more): to the guest that is a server that does not
+            // answer.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => 0,
             Err(error) => return Err(error.into()),
         };

@@ -1,8 +1,9 @@
-//! The guest's memory as the host sees it: one anonymous file that QEMU maps as RAM and the harness maps to read.
+//! The guest's memory as the host sees it: one anonymous file that QEMU maps as RAM and the harness
+//! maps to read.
 //!
-//! Below 4 GiB a PC has a hole for devices. The q35 machine of QEMU puts RAM there up to 2 GiB when the guest has 2.75 GiB
-//! or more, and all of it otherwise; the rest follows at 4 GiB (hw/i386/pc_q35.c, `pc_q35_init`). Each run checks this
-//! against QEMU itself by `pmemsave`.
+//! Below 4 GiB a PC has a hole for devices. The q35 machine of QEMU puts RAM there up to 2 GiB when
+//! the guest has 2.75 GiB or more, and all of it otherwise; the rest follows at 4 GiB
+//! (hw/i386/pc_q35.c, `pc_q35_init`). Each run checks this against QEMU itself by `pmemsave`.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -41,7 +42,8 @@ impl GuestMemory {
             .with_context(|| format!("cannot make {size} bytes of guest RAM"))?;
         let length = usize::try_from(size)
             .context("the guest's RAM is larger than this host's address space")?;
-        // SAFETY: a null hint and no MAP_FIXED: the kernel chooses an address where nothing is mapped.
+        // SAFETY: a null hint and no MAP_FIXED: the kernel chooses an address where nothing is
+        // mapped.
         let start = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
@@ -53,8 +55,9 @@ impl GuestMemory {
             )
         }
         .with_context(|| format!("cannot map {size} bytes of guest RAM"))?;
-        // SAFETY: the mapping covers `length` bytes of a file of that size, which nobody shrinks; it stays mapped until
-        // drop, and no slice outlives `self`. QEMU may write while we read: callers read only when the guest is paused.
+        // SAFETY: the mapping covers `length` bytes of a file of that size, which nobody shrinks;
+        // it stays mapped until drop, and no slice outlives `self`. QEMU may write while we read:
+        // callers read only when the guest is paused.
         let bytes = unsafe { std::slice::from_raw_parts(start.cast::<u8>(), length) };
         Ok(Self { file, bytes })
     }

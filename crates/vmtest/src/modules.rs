@@ -1,7 +1,9 @@
-//! Kernel modules of an unpacked image package: which files a set of modules needs, in load order, ready to load.
+//! Kernel modules of an unpacked image package: which files a set of modules needs, in load order,
+//! ready to load.
 //!
-//! Distribution packages carry no `modules.dep` (it is made on the installed machine), so the closure comes from where
-//! `depmod` takes it too: the `depends=` entry in the `.modinfo` section of each module.
+//! Distribution packages carry no `modules.dep` (it is made on the installed machine), so the
+//! closure comes from where `depmod` takes it too: the `depends=` entry in the `.modinfo` section
+//! of each module.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,7 +28,8 @@ pub struct Module {
     pub image: Vec<u8>,
 }
 
-/// More than any module of a distribution needs; a deeper chain is a damaged package that depends on itself.
+/// More than any module of a distribution needs; a deeper chain is a damaged package that depends
+/// on itself.
 const DEPTH_MAX: usize = 32;
 
 impl Modules {
@@ -55,7 +58,8 @@ impl Modules {
         Ok(Self { files, builtin })
     }
 
-    /// The modules `wanted` and all they depend on, each after its own dependencies; built-in ones are left out.
+    /// The modules `wanted` and all they depend on, each after its own dependencies; built-in ones
+    /// are left out.
     ///
     /// # Errors
     /// If a module is neither in the tree nor built in, or its file is damaged.

@@ -1,8 +1,9 @@
-//! The truth: every page of the guest's memory against the vmcore, and the seeded pattern against both.
+//! The truth: every page of the guest's memory against the vmcore, and the seeded pattern against
+//! both.
 //!
-//! The dump path itself writes to some memory after it has sent it. The client lists the pages it knows of (`written` in
-//! session.json); what the driver and the kernel write on its behalf is in `rules`, with the reasons. A page may differ only
-//! where one of the two says so.
+//! The dump path itself writes to some memory after it has sent it. The client lists the pages it
+//! knows of (`written` in session.json); what the driver and the kernel write on its behalf is in
+//! `rules`, with the reasons. A page may differ only where one of the two says so.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -47,7 +48,8 @@ pub struct Comparison {
 
 /// Differences that are described; more of them rarely say more.
 const EXAMPLES_MAX: usize = 400;
-/// Pages a driver may keep its state in: descriptors' extra state of two queues, its structures, statistics.
+/// Pages a driver may keep its state in: descriptors' extra state of two queues, its structures,
+/// statistics.
 const DRIVER_PAGES_MAX: u64 = 32;
 /// Differences of a page that are shown.
 const WORDS_MAX: usize = 8;
@@ -87,7 +89,8 @@ impl Written {
     }
 }
 
-/// Compares all pages of `system_ram` (first and last byte of each range, as in /proc/iomem) with what `vmcore` gives.
+/// Compares all pages of `system_ram` (first and last byte of each range, as in /proc/iomem) with
+/// what `vmcore` gives.
 ///
 /// # Errors
 /// What `vmcore` fails with: then the file cannot be read, which is not a difference.
@@ -163,7 +166,8 @@ fn pages(ranges: &[(u64, u64)]) -> impl Iterator<Item = u64> {
         .flat_map(move |(first, last)| first.div_ceil(size)..(last + 1) / size)
 }
 
-/// Where the page lies and what differs: the first words as memory has them and as the vmcore has them.
+/// Where the page lies and what differs: the first words as memory has them and as the vmcore has
+/// them.
 fn describe(pfn: u64, truth: &[u8], page: &Page, rules: &Rules<'_>) -> String {
     let offsets: Vec<usize> = differences(truth, page).collect();
     let mut text = format!("{} differences:", offsets.len());
@@ -180,7 +184,8 @@ fn describe(pfn: u64, truth: &[u8], page: &Page, rules: &Rules<'_>) -> String {
     text
 }
 
-/// Pages of the pattern that the vmcore does not hold as they were placed: their kind, index and page number.
+/// Pages of the pattern that the vmcore does not hold as they were placed: their kind, index and
+/// page number.
 ///
 /// # Errors
 /// What `vmcore` fails with.

@@ -1,8 +1,8 @@
-//! The seeded pattern: pages whose content anybody who knows the seed can compute, so that a page found in a vmcore
-//! can be judged without trusting the guest's or QEMU's memory.
+//! The seeded pattern: pages whose content anybody who knows the seed can compute, so that a page
+//! found in a vmcore can be judged without trusting the guest's or QEMU's memory.
 //!
-//! Word `w` of page `p` is the SplitMix64 output function of `seed + 512 p + w` times the golden gamma. `crashme.c` holds
-//! the same three lines in C.
+//! Word `w` of page `p` is the SplitMix64 output function of `seed + 512 p + w` times the golden
+//! gamma. `crashme.c` holds the same three lines in C.
 
 /// Bytes in a page of x86-64.
 pub const PAGE_SIZE: usize = 4096;
@@ -10,14 +10,16 @@ pub const PAGE_SIZE: usize = 4096;
 const WORDS: u64 = 512;
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Pages of one kind of memory have their own seed, so that a page of one kind never equals a page of another.
+/// Pages of one kind of memory have their own seed, so that a page of one kind never equals a page
+/// of another.
 #[must_use]
 pub fn seed_of(seed: u64, kind: &str) -> u64 {
     kind.bytes()
         .fold(seed, |hash, byte| mix(hash ^ u64::from(byte)))
 }
 
-/// Fills `page` with page number `index` of the pattern; the buffer may be any length, the pattern then goes on.
+/// Fills `page` with page number `index` of the pattern; the buffer may be any length, the pattern
+/// then goes on.
 pub fn fill(seed: u64, index: u64, page: &mut [u8]) {
     let first = seed.wrapping_add(index.wrapping_mul(WORDS));
     for (word, chunk) in (0u64..).zip(page.chunks_mut(8)) {

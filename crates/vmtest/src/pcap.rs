@@ -11,7 +11,8 @@ pub struct Pcap {
     file: BufWriter<File>,
 }
 
-/// Bytes kept of a frame: its headers and the clear beginning of a datagram; what follows is sealed.
+/// Bytes kept of a frame: its headers and the clear beginning of a datagram; what follows is
+/// sealed.
 const SNAP: usize = 96;
 /// Magic number of captures with nanoseconds, in the writer's byte order.
 const MAGIC: u32 = 0xa1b2_3c4d;

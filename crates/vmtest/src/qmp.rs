@@ -59,7 +59,8 @@ impl Qmp {
         }
     }
 
-    /// Why the guest stopped, once it has: "guest-reset", "guest-shutdown" and so on. Does not wait.
+    /// Why the guest stopped, once it has: "guest-reset", "guest-shutdown" and so on. Does not
+    /// wait.
     ///
     /// # Errors
     /// If QEMU is gone.

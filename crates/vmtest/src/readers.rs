@@ -1,4 +1,5 @@
-//! The programs people open a vmcore with, run on it and judged: drgn, crash, and the reader of the plain log.
+//! The programs people open a vmcore with, run on it and judged: drgn, crash, and the reader of the
+//! plain log.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -18,8 +19,9 @@ pub struct Expected<'a> {
     pub console: &'a [String],
 }
 
-/// The part of `console` that was printed before the first page was sent, so that a vmcore must hold it: what the client
-/// has the kernel print after the memory (tasks, memory figures) goes into the crash's log only.
+/// The part of `console` that was printed before the first page was sent, so that a vmcore must
+/// hold it: what the client has the kernel print after the memory (tasks, memory figures) goes into
+/// the crash's log only.
 #[must_use]
 pub fn before_state(console: &[String]) -> &[String] {
     let end = console
@@ -56,7 +58,8 @@ struct DrgnCpu {
     error: Option<String>,
 }
 
-/// Has `python` (with drgn) read `vmcore` with the symbols in `symbols`; gives its complaints and the number of tasks.
+/// Has `python` (with drgn) read `vmcore` with the symbols in `symbols`; gives its complaints and
+/// the number of tasks.
 ///
 /// # Errors
 /// If drgn cannot be run or fails outright.
@@ -119,7 +122,8 @@ fn judge_drgn(view: &DrgnView, expected: &Expected<'_>) -> Complaints {
     complaints
 }
 
-/// Has crash, started by the words of `reader`, read `vmcore` with the kernel `vmlinux`. Same result as [`drgn`].
+/// Has crash, started by the words of `reader`, read `vmcore` with the kernel `vmlinux`. Same
+/// result as [`drgn`].
 ///
 /// # Errors
 /// If crash cannot be run or fails outright.
@@ -170,8 +174,8 @@ fn judge_crash(text: &str, expected: &Expected<'_>) -> (Complaints, usize) {
             .map_or("", |(_, rest)| rest);
         rest.split("\n@").next().unwrap_or_default()
     };
-    // A line of ps: an optional mark, PID, PPID, CPU, task, state, memory figures, and the name in the last column. The
-    // idle threads are all number 0.
+    // A line of ps: an optional mark, PID, PPID, CPU, task, state, memory figures, and the name in
+    // the last column. The idle threads are all number 0.
     let tasks: Vec<&str> = part("ps")
         .lines()
         .filter_map(|line| {
@@ -253,7 +257,8 @@ pub fn judge_log(log: &str, console: &[String]) -> Complaints {
     complaints
 }
 
-/// The kernel's messages in what a serial console wrote: the text behind the time, in the order printed.
+/// The kernel's messages in what a serial console wrote: the text behind the time, in the order
+/// printed.
 ///
 /// Lines that do not begin with a time come from the firmware or from programs.
 #[must_use]

@@ -1,5 +1,5 @@
-//! The descriptor rings of the guest's network device, as QEMU knows them: memory that driver and device write with each
-//! frame, wherever the driver put it.
+//! The descriptor rings of the guest's network device, as QEMU knows them: memory that driver and
+//! device write with each frame, wherever the driver put it.
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
@@ -12,7 +12,8 @@ pub type Range = (u64, u64);
 
 /// Receive, transmit and control queue of a virtio network device.
 const VIRTIO_QUEUES: u16 = 3;
-/// Registers of the e1000 family: low and high half of the ring's address, and its length, one after the other.
+/// Registers of the e1000 family: low and high half of the ring's address, and its length, one
+/// after the other.
 const E1000_RECEIVE: u64 = 0x2800;
 const E1000_TRANSMIT: u64 = 0x3800;
 

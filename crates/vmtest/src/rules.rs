@@ -1,8 +1,10 @@
-//! What may differ between a vmcore and the memory of the dead guest, beyond the pages the client lists itself, and why.
+//! What may differ between a vmcore and the memory of the dead guest, beyond the pages the client
+//! lists itself, and why.
 //!
-//! All other CPUs are held, so whatever changes after a page has been sent is the work of the dump path: our module, the
-//! network driver it drives, the allocator under that driver, and the kernel's log when it writes down tasks and memory
-//! at the end. Each rule recognises one of them by where the page lies or by what differs in it.
+//! All other CPUs are held, so whatever changes after a page has been sent is the work of the dump
+//! path: our module, the network driver it drives, the allocator under that driver, and the
+//! kernel's log when it writes down tasks and memory at the end. Each rule recognises one of them
+//! by where the page lies or by what differs in it.
 
 use crate::frame::{HARNESS_MAC, Mac};
 use crate::kernel::{KernelView, Place};
@@ -24,8 +26,9 @@ pub struct Rules<'a> {
     pub rings: &'a [Range],
 }
 
-/// Data of the kernel's image that its log writes: the records, their text, and the state of who reads them. The log
-/// grows after the memory has been sent, when tasks and memory figures are written down.
+/// Data of the kernel's image that its log writes: the records, their text, and the state of who
+/// reads them. The log grows after the memory has been sent, when tasks and memory figures are
+/// written down.
 const LOG_SYMBOLS: &[&str] = &[
     "__log_buf",
     "_printk_rb_static_descs",
@@ -35,8 +38,8 @@ const LOG_SYMBOLS: &[&str] = &[
     "univ8250_console", // the sequence number of the next record for the serial console
 ];
 
-/// Data of the kernel's image that `emergency_restart` writes on its way: the state of the whole system, and how
-/// other CPUs are told (arch/x86/kernel/reboot.c, kernel/reboot.c).
+/// Data of the kernel's image that `emergency_restart` writes on its way: the state of the whole
+/// system, and how other CPUs are told (arch/x86/kernel/reboot.c, kernel/reboot.c).
 const REBOOT_SYMBOLS: &[&str] = &[
     "crash_ipi_issued",
     "crashing_cpu",
@@ -53,11 +56,13 @@ pub const DRIVER_STATE: &str = "driver state";
 const KERNEL_POINTER: u64 = 0xff00_0000_0000_0000;
 /// Words below this are physical addresses, or numbers of 8 to 32 bits side by side.
 const SMALL: u64 = 1 << 56;
-/// Two counters of 32 bits side by side stay below this each: bytes queued on the wire (struct dql). Text does not.
+/// Two counters of 32 bits side by side stay below this each: bytes queued on the wire (struct
+/// dql). Text does not.
 const COUNTER: u64 = 1 << 29;
 
 impl Rules<'_> {
-    /// The name of the rule that allows page `pfn` of the vmcore to be `page` where memory has `truth`.
+    /// The name of the rule that allows page `pfn` of the vmcore to be `page` where memory has
+    /// `truth`.
     #[must_use]
     pub fn allows(&self, pfn: u64, truth: &[u8], page: &Page) -> Option<&'static str> {
         if self.is_frame(pfn, truth, page) {
@@ -79,17 +84,19 @@ impl Rules<'_> {
         page_rule
     }
 
-    /// The driver notes each frame in memory of its own: descriptors' extra state, statistics, the buffer it cuts pieces
-    /// from. Where that lies only the driver knows, but each word is a kernel pointer, a physical address or small numbers
-    /// side by side, which neither text, code nor the pattern is. The oracle bounds the number of such pages.
+    /// The driver notes each frame in memory of its own: descriptors' extra state, statistics, the
+    /// buffer it cuts pieces from. Where that lies only the driver knows, but each word is a kernel
+    /// pointer, a physical address or small numbers side by side, which neither text, code nor the
+    /// pattern is. The oracle bounds the number of such pages.
     fn is_driver_state(&self, address: u64, words: [u64; 2]) -> bool {
         let counters = |word: u64| word >> 32 < COUNTER && word & 0xffff_ffff < COUNTER;
         let plausible = |word: &u64| *word >= KERNEL_POINTER || *word < SMALL || counters(*word);
         self.kernel.place(address) == Place::Allocated && words.iter().all(plausible)
     }
 
-    /// The device writes received frames into buffers that the driver allocated, and the allocator clears or reuses them
-    /// later: before or after, such a page, or the one a buffer began in, holds the Ethernet header of a frame of ours.
+    /// The device writes received frames into buffers that the driver allocated, and the allocator
+    /// clears or reuses them later: before or after, such a page, or the one a buffer began in,
+    /// holds the Ethernet header of a frame of ours.
     fn is_frame(&self, pfn: u64, truth: &[u8], page: &Page) -> bool {
         let mut header = [0; 12];
         header[..6].copy_from_slice(&self.mac);

@@ -128,7 +128,8 @@ pub struct Report {
     pub folder: Option<PathBuf>,
 }
 
-/// A stage is given up when nothing moves for this long: the larger of the two, so that slow hosts get their time.
+/// A stage is given up when nothing moves for this long: the larger of the two, so that slow hosts
+/// get their time.
 const QUIET_MIN: Duration = Duration::from_secs(20);
 const QUIET_BOOTS: u32 = 4;
 /// The same before it is known how slow this host is.
@@ -174,8 +175,8 @@ struct Story {
 /// Runs `plan` with all files in `folder`.
 ///
 /// # Errors
-/// If the run could not be made at all: a file is missing, QEMU does not start. What the guest, the module or the server
-/// do wrong is a verdict.
+/// If the run could not be made at all: a file is missing, QEMU does not start. What the guest, the
+/// module or the server do wrong is a verdict.
 pub fn run(
     plan: &Plan,
     seed: u64,
@@ -316,8 +317,9 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
     Ok(archive.finish())
 }
 
-/// Reads the port in a thread, so that each line has the time it was told. The thread does not decode lines, because the
-/// one about the kernel takes long and the one about the crash comes soon after it.
+/// Reads the port in a thread, so that each line has the time it was told. The thread does not
+/// decode lines, because the one about the kernel takes long and the one about the crash comes soon
+/// after it.
 fn listen(port: UnixStream, marker: Marker) -> Result<Receiver<(Instant, String)>> {
     let crashing = serde_json::to_string(&Stage::Crashing)?;
     let (sender, receiver) = mpsc::channel();

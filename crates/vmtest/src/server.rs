@@ -77,7 +77,8 @@ impl Server {
             made.status,
             String::from_utf8_lossy(&made.stderr).trim()
         );
-        // A port that is free now; should another process take it in between, the server says so and the run fails.
+        // A port that is free now; should another process take it in between, the server says so
+        // and the run fails.
         let port = UdpSocket::bind("127.0.0.1:0")
             .and_then(|socket| socket.local_addr())?
             .port();

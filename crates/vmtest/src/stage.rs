@@ -1,5 +1,5 @@
-//! What the guest and the harness tell each other: the guest's orders (a file in its initramfs) and its stages (one JSON
-//! line each on a virtio-serial port, which the kernel never prints to).
+//! What the guest and the harness tell each other: the guest's orders (a file in its initramfs) and
+//! its stages (one JSON line each on a virtio-serial port, which the kernel never prints to).
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ pub const SERVER_ADDRESS: [u8; 4] = [10, 0, 2, 2];
 /// The UDP port the guest sends its session to.
 pub const SERVER_PORT: u16 = 6666;
 
-/// How long the guest waits between saying that it crashes and crashing, so that the harness, which may share few CPUs with
-/// it, has heard it before.
+/// How long the guest waits between saying that it crashes and crashing, so that the harness, which
+/// may share few CPUs with it, has heard it before.
 pub const CRASH_DELAY: Duration = Duration::from_millis(200);
 
 /// What the guest is to do.
@@ -98,7 +98,8 @@ pub enum Fill {
     /// Only what booting left there; most pages are zero.
     #[default]
     Booted,
-    /// Four fifths of the available memory hold copies of programs, modules and text, as on a host at work.
+    /// Four fifths of the available memory hold copies of programs, modules and text, as on a host
+    /// at work.
     Ordinary,
     /// Four fifths of the available memory hold incompressible words.
     Random,

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// How a run ended. The order is the order of a run: a verdict says that every stage before it went well.
+/// How a run ended. The order is the order of a run: a verdict says that every stage before it went
+/// well.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Verdict {
     /// The guest's first program never spoke.

@@ -1,4 +1,5 @@
-//! One QEMU: started with everything inherited as open files (RAM, control channel, port, wire), ended with the harness.
+//! One QEMU: started with everything inherited as open files (RAM, control channel, port, wire),
+//! ended with the harness.
 
 use std::fs;
 use std::io;
@@ -97,8 +98,8 @@ pub struct Vm {
     pub command_line: String,
 }
 
-/// A kernel under KVM that works prints its first line in well under a second; nested KVM that does not work hangs for
-/// good somewhere between firmware and kernel.
+/// A kernel under KVM that works prints its first line in well under a second; nested KVM that does
+/// not work hangs for good somewhere between firmware and kernel.
 const KVM_PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 const PROBE_POLL: Duration = Duration::from_millis(20);
 /// What every kernel prints first.
@@ -184,7 +185,8 @@ impl Accelerator {
 }
 
 impl Vm {
-    /// Starts `guest`. `port` becomes the far end of its stages, `wire` of its network device; both are connected sockets.
+    /// Starts `guest`. `port` becomes the far end of its stages, `wire` of its network device; both
+    /// are connected sockets.
     ///
     /// The machine stops, with its memory, when the guest reboots or powers off.
     ///
@@ -260,7 +262,8 @@ impl Vm {
         })
     }
 
-    /// The page at physical address `address` as QEMU itself saves it, by way of the file `scratch`.
+    /// The page at physical address `address` as QEMU itself saves it, by way of the file
+    /// `scratch`.
     ///
     /// # Errors
     /// If QEMU refuses or the file cannot be read.
@@ -295,8 +298,8 @@ impl Drop for Vm {
 fn machine_arguments(guest: &Guest<'_>, memory_size: u64) -> Vec<String> {
     // As Debian has it, a kernel stays dead by itself: one that reboots was rebooted by netdump.
     let kernel_command_line = "console=ttyS0,115200 panic=0 printk.time=1";
-    // TCG emulates `rep movsb` byte by byte, several times slower than the word moves that the kernel
-    // takes instead where a processor does not claim that it is fast.
+    // TCG emulates `rep movsb` byte by byte, several times slower than the word moves that the
+    // kernel takes instead where a processor does not claim that it is fast.
     let (accelerator, cpu) = match guest.accelerator {
         Accelerator::Kvm => ("kvm", "max"),
         Accelerator::Tcg => ("tcg,thread=multi", "max,-erms,-fsrm"),
@@ -330,14 +333,16 @@ fn machine_arguments(guest: &Guest<'_>, memory_size: u64) -> Vec<String> {
     .to_vec()
 }
 
-/// Lets the child keep a copy of `file` open, and gives the number it will have there. The copy dies with the child.
+/// Lets the child keep a copy of `file` open, and gives the number it will have there. The copy
+/// dies with the child.
 fn inherit(command: &mut Command, file: BorrowedFd<'_>) -> Result<RawFd> {
     let copy = file
         .try_clone_to_owned()
         .context("cannot duplicate a file for QEMU")?;
     let number = copy.as_raw_fd();
     let parent = rustix::process::getpid();
-    // SAFETY: the closure runs between fork and exec and makes only system calls; it owns the file it changes.
+    // SAFETY: the closure runs between fork and exec and makes only system calls; it owns the file
+    // it changes.
     unsafe {
         command.pre_exec(move || {
             rustix::io::fcntl_setfd(&copy, rustix::io::FdFlags::empty())?;

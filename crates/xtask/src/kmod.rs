@@ -1,7 +1,8 @@
 //! Building the kernel module, and proving what can be proved of it without running it.
 //!
-//! The **core** is one object, the same for all kernels: `kmod-core` compiled for no operating system and linked with
-//! nothing. Each kernel's own build system compiles the **shim** against its headers and joins the two.
+//! The **core** is one object, the same for all kernels: `kmod-core` compiled for no operating
+//! system and linked with nothing. Each kernel's own build system compiles the **shim** against its
+//! headers and joins the two.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,9 +19,11 @@ use crate::{cache, command, output, packages, toolchain};
 const PANIC_MARK: &str = "nd_core_panicked";
 /// The names of the core's functions that the shim calls begin so.
 const EXPORT_PREFIX: &str = "nd_core_";
-/// The stack one function may use. The kernel's stacks are 16 KiB, and after a crash much of one may be used.
+/// The stack one function may use. The kernel's stacks are 16 KiB, and after a crash much of one
+/// may be used.
 const STACK_BYTES_MAX: u64 = 1024;
-/// The stack that this function may use, which runs while the host is healthy and on a stack that is nearly empty.
+/// The stack that this function may use, which runs while the host is healthy and on a stack that
+/// is nearly empty.
 const HEALTHY_STACK_BYTES_MAX: (&str, u64) = ("nd_core_command", 3072);
 /// Lines of a failed check that are shown.
 const FINDINGS_SHOWN_MAX: usize = 12;
@@ -54,7 +57,8 @@ pub(crate) struct Modules {
 /// Builds both modules for a kernel, unless nothing they are made of has changed.
 ///
 /// # Errors
-/// Headers or toolchain cannot be had, or something does not compile; the compiler's messages are on standard error.
+/// Headers or toolchain cannot be had, or something does not compile; the compiler's messages are
+/// on standard error.
 pub(crate) fn build(release: &str, variant: Variant) -> Result<Modules> {
     join(&core(variant)?, release, variant)
 }
@@ -91,9 +95,10 @@ fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
     })
 }
 
-/// Builds the module for a kernel and proves: nothing in the core can panic; no floating point anywhere; no return and
-/// no indirect jump in the core without the kernel's mitigations; no large stack frame; no symbol outside
-/// `kmod/symbols.allow` and the kernel's own list; no relocation that a kernel cannot do.
+/// Builds the module for a kernel and proves: nothing in the core can panic; no floating point
+/// anywhere; no return and no indirect jump in the core without the kernel's mitigations; no large
+/// stack frame; no symbol outside `kmod/symbols.allow` and the kernel's own list; no relocation
+/// that a kernel cannot do.
 ///
 /// # Errors
 /// What [`build`] fails with, or the list of what does not hold.
@@ -166,7 +171,8 @@ fn core(variant: Variant) -> Result<Core> {
     Ok(core)
 }
 
-/// Joins the sections that function sections took apart, which the module loader would otherwise see one by one.
+/// Joins the sections that function sections took apart, which the module loader would otherwise
+/// see one by one.
 const MERGE_SCRIPT: &str = "SECTIONS {
   .text : { *(.text .text.*) }
   .rodata : { *(.rodata .rodata.*) }
@@ -256,7 +262,8 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    /// Makes the module unless there is one with the same key: a digest of everything it is made of.
+    /// Makes the module unless there is one with the same key: a digest of everything it is made
+    /// of.
     fn ensure(&self, headers: &Path) -> Result<PathBuf> {
         let seal = self.module.with_extension("key");
         let key = self.key(headers)?;

@@ -1,4 +1,5 @@
-//! What people see while they wait: one line per long step on standard error, with its time when it ends.
+//! What people see while they wait: one line per long step on standard error, with its time when it
+//! ends.
 //!
 //! Standard output stays free for results, so that `--json` can be piped.
 

@@ -1,8 +1,8 @@
 //! The Rust side of the kernel build: a `core` library compiled the way the kernel compiles code.
 //!
-//! A precompiled `core` for `x86_64-unknown-none`, which rustup offers, is not used: its functions return without the
-//! kernel's return thunk and call through a global offset table, which kernels mitigate and refuse. Compiling `core`
-//! takes a quarter of a minute, once a toolchain.
+//! A precompiled `core` for `x86_64-unknown-none`, which rustup offers, is not used: its functions
+//! return without the kernel's return thunk and call through a global offset table, which kernels
+//! mitigate and refuse. Compiling `core` takes a quarter of a minute, once a toolchain.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ use crate::{cache, command, output, packages};
 /// The target whose code may run inside a kernel: no floating point, no red zone.
 pub(crate) const TARGET: &str = "x86_64-unknown-none";
 
-/// How kernel code is generated, for `core` and ours alike: addresses in the upper 2 GiB, frame pointers, no jump
-/// tables, calls that the module loader can relocate, and the mitigations for speculative execution that the kernel's
-/// own code has.
+/// How kernel code is generated, for `core` and ours alike: addresses in the upper 2 GiB, frame
+/// pointers, no jump tables, calls that the module loader can relocate, and the mitigations for
+/// speculative execution that the kernel's own code has.
 const CODEGEN: [&str; 14] = [
     "-Crelocation-model=static",
     "-Ccode-model=kernel",
@@ -80,8 +80,8 @@ pub(crate) fn sysroot() -> Result<PathBuf> {
     Ok(sysroot)
 }
 
-/// The source of the standard library that belongs to rustc `version`: rustup's if it is installed, else the pinned
-/// package's.
+/// The source of the standard library that belongs to rustc `version`: rustup's if it is installed,
+/// else the pinned package's.
 fn library(version: &str) -> Result<PathBuf> {
     let root = command::capture(
         Command::new("rustc")

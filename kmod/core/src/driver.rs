@@ -1,7 +1,7 @@
 //! The driver: the client engine on one side, the C shim's frames and requests on the other.
 //!
-//! It adds three things to [`proto::client`]: frames around datagrams, answers to ARP (nobody else on the host answers
-//! after a crash), and the order in which the armed servers are tried.
+//! It adds three things to [`proto::client`]: frames around datagrams, answers to ARP (nobody else
+//! on the host answers after a crash), and the order in which the armed servers are tried.
 
 use proto::arming::{Address, Arming, Command, HOST_BYTES, Refusal, SERVERS_MAX, Server, Status};
 use proto::client::{Client, Input, Outcome, PageStatus, Pass, Pool, Start, Step, Want};
@@ -18,8 +18,8 @@ const SERVER_TRY: Micros = Micros::from_secs(10);
 
 /// The shim's transmit buffers.
 pub trait Frames {
-    /// The whole buffer `slot`, or `None` while the device still owns it. The slot after the pool's last one is spare,
-    /// for answers to ARP.
+    /// The whole buffer `slot`, or `None` while the device still owns it. The slot after the pool's
+    /// last one is spare, for answers to ARP.
     fn frame(&mut self, slot: u16) -> Option<&mut [u8]>;
 }
 
@@ -109,8 +109,8 @@ impl Driver {
         }
     }
 
-    /// Takes a message. One that arms is only kept; [`Driver::accept`] makes it count. Returns the part of it that the
-    /// shim needs (device index, longest frame), or `None` for a disarmed host.
+    /// Takes a message. One that arms is only kept; [`Driver::accept`] makes it count. Returns the
+    /// part of it that the shim needs (device index, longest frame), or `None` for a disarmed host.
     ///
     /// # Errors
     /// Why the message was refused, in words for the person who armed.
@@ -239,7 +239,8 @@ impl Driver {
         self.client.scratch()
     }
 
-    /// Makes a frame as large as the dump's, to nobody: sealed by the same work, or as the buffer is. Returns its bytes.
+    /// Makes a frame as large as the dump's, to nobody: sealed by the same work, or as the buffer
+    /// is. Returns its bytes.
     #[cfg(feature = "bench")]
     pub fn bench(&self, frames: &mut impl Frames, slot: u16, number: u64, sealed: bool) -> usize {
         const NO_KEY: [u8; 32] = [0; 32];
@@ -261,10 +262,7 @@ impl Driver {
                 return 0;
             }
         }
-        route
-            .to_discard()
-            .finish(frame, datagram_bytes)
-            .unwrap_or(0)
+        route.finish(frame, datagram_bytes).unwrap_or(0)
     }
 
     fn input(&mut self, now: Instant, input: Input<'_>) {
@@ -290,8 +288,8 @@ impl Driver {
         let bytes = self
             .route
             .and_then(|route| route.finish(frames.frame(slot)?, len));
-        // The engine has just been given this buffer and this route, so a frame without either is a bug; a frame of no
-        // bytes goes out as padding and the engine loses nothing but time.
+        // The engine has just been given this buffer and this route, so a frame without either is a
+        // bug; a frame of no bytes goes out as padding and the engine loses nothing but time.
         Next::Send {
             slot,
             bytes: bytes.unwrap_or(0),

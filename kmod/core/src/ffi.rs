@@ -1,9 +1,11 @@
-//! The C boundary: the other half of `abi.h`. Every function turns pointers into references once and calls safe code.
+//! The C boundary: the other half of `abi.h`. Every function turns pointers into references once
+//! and calls safe code.
 //!
 //! # Safety
-//! The shim calls these functions from one thread at a time (under `rtnl_lock` while the host is healthy, from the one
-//! CPU that runs after the crash), never from inside each other, and with pointers that are valid for what the
-//! parameter's type or length says. After a fault inside one of them it calls none of them again.
+//! The shim calls these functions from one thread at a time (under `rtnl_lock` while the host is
+//! healthy, from the one CPU that runs after the crash), never from inside each other, and with
+//! pointers that are valid for what the parameter's type or length says. After a fault inside one
+//! of them it calls none of them again.
 
 use core::cell::UnsafeCell;
 use core::slice;
@@ -117,14 +119,15 @@ const _: () = assert!(WRITTEN_RANGES_MAX == 1024);
 /// The one driver.
 struct Shared(UnsafeCell<Driver>);
 
-// SAFETY: only the exported functions touch it, and the shim calls them from one thread at a time (module's contract).
+// SAFETY: only the exported functions touch it, and the shim calls them from one thread at a time
+// (module's contract).
 unsafe impl Sync for Shared {}
 
 static DRIVER: Shared = Shared(UnsafeCell::new(Driver::new()));
 
 fn driver() -> &'static mut Driver {
-    // SAFETY: each exported function calls this once, and by the module's contract none runs while another does, so
-    // this reference is the only one until that function returns.
+    // SAFETY: each exported function calls this once, and by the module's contract none runs while
+    // another does, so this reference is the only one until that function returns.
     unsafe { &mut *DRIVER.0.get() }
 }
 
@@ -149,8 +152,8 @@ impl Frames for ShimFrames {
         if frame.is_null() {
             return None;
         }
-        // SAFETY: the shim owns the buffer of `bytes` bytes and gives it out only while the device does not use it; the
-        // borrow ends before the shim runs again.
+        // SAFETY: the shim owns the buffer of `bytes` bytes and gives it out only while the device
+        // does not use it; the borrow ends before the shim runs again.
         Some(unsafe { slice::from_raw_parts_mut(frame, bytes) })
     }
 }
@@ -223,7 +226,8 @@ extern "C" fn nd_core_filled(now: u64, bytes: usize) {
 /// The module's contract.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nd_core_frame(now: u64, frame: *mut u8, bytes: usize) {
-    // SAFETY: the shim gives its receive buffer, which holds `bytes` bytes and is not used by anybody else meanwhile.
+    // SAFETY: the shim gives its receive buffer, which holds `bytes` bytes and is not used by
+    // anybody else meanwhile.
     let frame = unsafe { slice::from_raw_parts_mut(frame, bytes) };
     driver().received(Instant::from_micros(now), frame);
 }

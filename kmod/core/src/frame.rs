@@ -1,4 +1,5 @@
-//! Frames: what goes around a UDP payload on an Ethernet, and what of the frames that arrive is for us.
+//! Frames: what goes around a UDP payload on an Ethernet, and what of the frames that arrive is for
+//! us.
 //!
 //! ```text
 //!  0         14               34        42
@@ -6,8 +7,8 @@
 //!  |Ethernet | IPv4           | UDP     | payload ...     |
 //!  +---------+----------------+---------+-----------------+
 //! ```
-//! All integers are big-endian. The UDP checksum is left out (RFC 768 allows it on IPv4): the payload's seal is the
-//! stronger check, and it is made by the same CPU anyway.
+//! All integers are big-endian. The UDP checksum is left out (RFC 768 allows it on IPv4): the
+//! payload's seal is the stronger check, and it is made by the same CPU anyway.
 
 use proto::arming::{Address, Server};
 use zerocopy::big_endian::U16;
@@ -31,7 +32,8 @@ const IPV4_FRAGMENT: u16 = 0x3fff;
 const TTL: u8 = 64;
 const PROTOCOL_UDP: u8 = 17;
 
-/// The way between this host and one server. IPv6 will be another kind of way with headers of its own.
+/// The way between this host and one server. IPv6 will be another kind of way with headers of its
+/// own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     own_mac: Mac,
@@ -122,8 +124,8 @@ struct ArpFrame {
 const ARP_KINDS: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
 impl Route {
-    /// The way from the device with address `own_mac` to `server`, or `None` for a server of a family that frames
-    /// cannot be made for yet.
+    /// The way from the device with address `own_mac` to `server`, or `None` for a server of a
+    /// family that frames cannot be made for yet.
     #[must_use]
     pub const fn new(own_mac: Mac, server: &Server) -> Option<Self> {
         let (Address::V4(local), Address::V4(remote)) = (server.local, server.remote) else {
@@ -139,18 +141,8 @@ impl Route {
         })
     }
 
-    /// The same way to the port that takes and forgets everything (RFC 863).
-    #[cfg(feature = "bench")]
-    #[must_use]
-    pub const fn to_discard(&self) -> Self {
-        Self {
-            remote_port: 9,
-            ..*self
-        }
-    }
-
-    /// Writes the headers before `payload` bytes that lie at [`HEADER_BYTES`] of `frame`. Returns the frame's length,
-    /// or `None` if it does not fit into `frame` or into IPv4.
+    /// Writes the headers before `payload` bytes that lie at [`HEADER_BYTES`] of `frame`. Returns
+    /// the frame's length, or `None` if it does not fit into `frame` or into IPv4.
     pub fn finish(&self, frame: &mut [u8], payload: usize) -> Option<usize> {
         let bytes = HEADER_BYTES.checked_add(payload)?;
         if bytes > frame.len() {
@@ -205,7 +197,8 @@ impl Route {
         }
     }
 
-    /// Writes the answer to `asker` into `frame`. Returns its length, or `None` if `frame` is too small.
+    /// Writes the answer to `asker` into `frame`. Returns its length, or `None` if `frame` is too
+    /// small.
     pub fn answer(&self, asker: &Asker, frame: &mut [u8]) -> Option<usize> {
         let answer = ArpFrame {
             ethernet: Ethernet {

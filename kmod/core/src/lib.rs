@@ -1,10 +1,11 @@
 //! The module's core: everything the kernel module does that is not the kernel's business.
 //!
-//! [`driver`] turns the client engine's steps into frames and requests for the C shim, [`frame`] knows Ethernet, ARP,
-//! IPv4 and UDP, and `ffi` is the shim's door: the only unsafe code, and nothing else in it.
+//! [`driver`] turns the client engine's steps into frames and requests for the C shim, [`frame`]
+//! knows Ethernet, ARP, IPv4 and UDP, and `ffi` is the shim's door: the only unsafe code, and
+//! nothing else in it.
 //!
-//! Everything here may run after the kernel has died: no allocation, no blocking, and nothing that can panic, which
-//! `cargo xtask kmod check` proves by linking.
+//! Everything here may run after the kernel has died: no allocation, no blocking, and nothing that
+//! can panic, which `cargo xtask kmod check` proves by linking.
 
 #![no_std]
 #![deny(unsafe_code)]

@@ -35,7 +35,8 @@ pub enum Entry {
 pub struct Over {
     /// The last attempt of it.
     pub attempt: u16,
-    /// Everything that was wanted is on disk: the host may reboot. If not, a later attempt is welcome.
+    /// Everything that was wanted is on disk: the host may reboot. If not, a later attempt is
+    /// welcome.
     pub whole: bool,
 }
 

@@ -1,8 +1,9 @@
-//! The guest's first program. It loads the drivers, configures the network, arms netdump, places the pattern, and crashes
-//! the kernel as ordered, telling the harness each stage by one line on a virtio-serial port.
+//! The guest's first program. It loads the drivers, configures the network, arms netdump, places
+//! the pattern, and crashes the kernel as ordered, telling the harness each stage by one line on a
+//! virtio-serial port.
 //!
-//! Build it static: `RUSTFLAGS="-C target-feature=+crt-static" cargo build -p vmtest --bin guest_init --target
-//! x86_64-unknown-linux-gnu`.
+//! Build it static: `RUSTFLAGS="-C target-feature=+crt-static" cargo build -p vmtest --bin
+//! guest_init --target x86_64-unknown-linux-gnu`.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -221,7 +222,8 @@ fn memory(bytes: usize) -> Result<&'static mut [u8]> {
         )
     }
     .with_context(|| format!("cannot have {bytes} bytes of memory"))?;
-    // SAFETY: the mapping is `bytes` long, readable and writable, zeroed, never unmapped, and known to nobody else.
+    // SAFETY: the mapping is `bytes` long, readable and writable, zeroed, never unmapped, and known
+    // to nobody else.
     Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), bytes) })
 }
 

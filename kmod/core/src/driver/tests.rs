@@ -206,7 +206,8 @@ fn silent_servers_are_tried_in_turn_without_a_nonce_used_twice_until_it_is_enoug
         assert!(now.as_micros() < 100_000_000, "it never gives up");
     };
     assert_eq!(end, Action::None);
-    // Each try ends when the engine looks at the time again, which it does every other second when nobody answers.
+    // Each try ends when the engine looks at the time again, which it does every other second when
+    // nobody answers.
     let seconds = now.as_micros() / 1_000_000;
     assert!((60..=64).contains(&seconds), "gave up after {seconds} s");
     let tried: Vec<u64> = firsts

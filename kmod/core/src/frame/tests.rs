@@ -165,7 +165,8 @@ fn any_header_byte_changed_never_reads_outside() {
 
 #[test]
 fn others_datagrams_are_not_for_us() {
-    // Source address, destination address, source port, destination port, protocol, fragment offset, more fragments.
+    // Source address, destination address, source port, destination port, protocol, fragment
+    // offset, more fragments.
     for (at, value) in [
         (26, 11),
         (33, 16),
