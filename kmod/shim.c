@@ -606,9 +606,9 @@ static u32 nd_merge_written(struct nd_written *list, u32 used)
 
 static u32 nd_add_written(struct nd_written *list, u32 used, enum nd_written_kind kind, u64 pfn, u32 pages)
 {
-	if (used == ND_WRITTEN_RANGES_MAX)
+	if (used == ND_SCRATCH_BYTES / sizeof(*list))
 		used = nd_merge_written(list, used);
-	if (used == ND_WRITTEN_RANGES_MAX)
+	if (used == ND_SCRATCH_BYTES / sizeof(*list))
 		return used;
 	list[used] = (struct nd_written){ .first = pfn, .pages = pages, .kind = kind };
 	return used + 1;
@@ -672,6 +672,8 @@ static size_t nd_read_written(u8 *to)
 			      (void *)(current_stack_pointer & ~(THREAD_SIZE - 1)), THREAD_SIZE);
 	used = nd_add_virtual(list, used, ND_WRITTEN_PERCPU, (void *)__per_cpu_offset[cpu], SZ_256K);
 	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device, sizeof(*nd.device) + SZ_8K);
+	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device->_tx,
+			      nd.device->num_tx_queues * sizeof(*nd.device->_tx));
 	for (i = 0; i < ARRAY_SIZE(nd.log); i++)
 		used = nd_add_virtual(list, used, ND_WRITTEN_LOG, (void *)nd.log[i].first, nd.log[i].bytes);
 	used = nd_add_touched(list, used);
@@ -682,7 +684,8 @@ static size_t nd_read_written(u8 *to)
 	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++)
 		used = nd_add_written(list, used, ND_WRITTEN_RESERVE, page_to_pfn(nd.reserve[i]),
 				      1 << ND_RESERVE_ORDER);
-	return nd_merge_written(list, used) * sizeof(*list);
+	/* Joined, it seldom has half of what the protocol allows; what is beyond that would be the reserve. */
+	return min_t(u32, nd_merge_written(list, used), ND_WRITTEN_RANGES_MAX) * sizeof(*list);
 }
 
 /* ---- Tasks and memory as text ---- */
