@@ -50,6 +50,11 @@ const REBOOT_SYMBOLS: &[&str] = &[
     "waiting_for_crash_ipi",
 ];
 
+/// Data of the kernel's image that taking and giving back memory for received frames writes: counts
+/// of free pages (mm/vmstat.c), and the random generator's key, which is renewed when it is older
+/// than a minute and somebody draws (drivers/char/random.c).
+const MEMORY_SYMBOLS: &[&str] = &["base_crng", "vm_node_stat", "vm_zone_stat"];
+
 /// The rule for memory that a network driver allocated for itself.
 pub const DRIVER_STATE: &str = "driver state";
 /// The lowest address of kernel memory with five levels of page tables.
@@ -123,6 +128,8 @@ impl Rules<'_> {
                 let is_in = |list: &[&str]| list.contains(&symbol);
                 if is_in(LOG_SYMBOLS) {
                     Some("log")
+                } else if is_in(MEMORY_SYMBOLS) {
+                    Some("counters")
                 } else {
                     is_in(REBOOT_SYMBOLS).then_some("reboot")
                 }
