@@ -235,6 +235,7 @@ mod tests {
             kernel: &kernel,
             mac: [2; 6],
             rings: &[(0x13_e000, 0x13_e008)],
+            bounce: None,
         };
         compare(&RAM, &Written::new(written), &rules, vmcore).unwrap()
     }

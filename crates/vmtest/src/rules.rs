@@ -24,6 +24,8 @@ pub struct Rules<'a> {
     pub mac: Mac,
     /// The rings of that device.
     pub rings: &'a [Range],
+    /// Memory through which the kernel passes what a device cannot reach itself (swiotlb).
+    pub bounce: Option<Range>,
 }
 
 /// Data of the kernel's image that its log writes: the records, their text, and the state of who
@@ -55,6 +57,16 @@ const REBOOT_SYMBOLS: &[&str] = &[
 /// than a minute and somebody draws (drivers/char/random.c).
 const MEMORY_SYMBOLS: &[&str] = &["base_crng", "vm_node_stat", "vm_zone_stat"];
 
+/// Where the bounce buffers lie, from the kernel's line at boot
+/// (`software IO TLB: mapped [mem 0x...-0x...] (64MB)`, kernel/dma/swiotlb.c); the end is exclusive.
+#[must_use]
+pub fn bounce_buffers(console: &str) -> Option<Range> {
+    let (_, rest) = console.split_once("software IO TLB: mapped [mem ")?;
+    let (start, end) = rest.split_once(']')?.0.split_once('-')?;
+    let address = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    Some((address(start)?, address(end)?))
+}
+
 /// The rule for memory that a network driver allocated for itself.
 pub const DRIVER_STATE: &str = "driver state";
 /// The lowest address of kernel memory with five levels of page tables.
@@ -70,8 +82,11 @@ impl Rules<'_> {
     /// `truth`.
     #[must_use]
     pub fn allows(&self, pfn: u64, truth: &[u8], page: &Page) -> Option<&'static str> {
-        if self.is_frame(pfn, truth, page) {
+        if self.has_header(pfn, truth, page, self.mac, HARNESS_MAC) {
             return Some("received frames");
+        }
+        if self.is_bounced(pfn) && self.has_header(pfn, truth, page, HARNESS_MAC, self.mac) {
+            return Some("bounce buffers");
         }
         let mut page_rule = None;
         for offset in differences(truth, page) {
@@ -99,13 +114,21 @@ impl Rules<'_> {
         self.kernel.place(address) == Place::Allocated && words.iter().all(plausible)
     }
 
+    /// Whether page `pfn` lies in the bounce buffers: a card of 32 bits in a host with memory above
+    /// 4 GiB sends from copies that the kernel makes there.
+    fn is_bounced(&self, pfn: u64) -> bool {
+        let address = pfn * PAGE_SIZE as u64;
+        self.bounce
+            .is_some_and(|(start, end)| (start..end).contains(&address))
+    }
+
     /// The device writes received frames into buffers that the driver allocated, and the allocator
     /// clears or reuses them later: before or after, such a page, or the one a buffer began in,
     /// holds the Ethernet header of a frame of ours.
-    fn is_frame(&self, pfn: u64, truth: &[u8], page: &Page) -> bool {
+    fn has_header(&self, pfn: u64, truth: &[u8], page: &Page, to: Mac, from: Mac) -> bool {
         let mut header = [0; 12];
-        header[..6].copy_from_slice(&self.mac);
-        header[6..].copy_from_slice(&HARNESS_MAC);
+        header[..6].copy_from_slice(&to);
+        header[6..].copy_from_slice(&from);
         let holds = |bytes: &[u8]| bytes.windows(header.len()).any(|window| window == header);
         let before = pfn
             .checked_sub(1)
@@ -155,4 +178,21 @@ pub fn differences<'a>(truth: &'a [u8], page: &'a Page) -> impl Iterator<Item = 
         .enumerate()
         .filter(|(_, (a, b))| a != b)
         .map(|(word, _)| word * 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounce_buffers_are_where_the_kernel_says() {
+        let line = "[ 1.2] software IO TLB: area num 1.\n[ 1.3] software IO TLB: mapped \
+                    [mem 0x000000007a5cf000-0x000000007e5cf000] (64MB)\n";
+        assert_eq!(bounce_buffers(line), Some((0x7a5c_f000, 0x7e5c_f000)));
+        assert_eq!(bounce_buffers("no such line"), None);
+        assert_eq!(
+            bounce_buffers("software IO TLB: mapped [mem 0xzz-0x1]"),
+            None
+        );
+    }
 }

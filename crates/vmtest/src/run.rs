@@ -24,7 +24,7 @@ use crate::modules::{self, Modules};
 use crate::oracle::{self, Comparison, FIRMWARE_PAGES_MAX, Written};
 use crate::readers::{self, Expected};
 use crate::ring::rings;
-use crate::rules::Rules;
+use crate::rules::{Rules, bounce_buffers};
 use crate::server::{Server, Session};
 use crate::stage::{CRASH_DELAY, Crash, Fill, Kernel, ORDERS_PATH, Orders, PatternRun, Stage};
 use crate::verdict::{Observations, Verdict};
@@ -553,11 +553,13 @@ fn judge(
     let kernel = KernelView::new(&machine.memory, &story.facts, plan.cpus);
     let written = Written::new(&session.written);
     let rings = rings(&mut machine.vm.qmp, plan.nic)?;
+    let console = fs::read(folder.join("serial.log")).unwrap_or_default();
     let rules = Rules {
         memory: &machine.memory,
         kernel: &kernel,
         mac: story.mac,
         rings: &rings,
+        bounce: bounce_buffers(&String::from_utf8_lossy(&console)),
     };
     let comparison = oracle::compare(&story.facts.ram, &written, &rules, &mut page)?;
     let damage = oracle::pattern_damage(&story.pattern, seed, &mut page)?;
