@@ -53,9 +53,15 @@ const REBOOT_SYMBOLS: &[&str] = &[
 ];
 
 /// Data of the kernel's image that taking and giving back memory for received frames writes: counts
-/// of free pages (mm/vmstat.c), and the random generator's key, which is renewed when it is older
-/// than a minute and somebody draws (drivers/char/random.c).
-const MEMORY_SYMBOLS: &[&str] = &["base_crng", "vm_node_stat", "vm_zone_stat"];
+/// of free pages (mm/vmstat.c) and of bounce buffers (kernel/dma/swiotlb.c), and the random
+/// generator's key, which is renewed when it is older than a minute and somebody draws
+/// (drivers/char/random.c).
+const MEMORY_SYMBOLS: &[&str] = &[
+    "base_crng",
+    "io_tlb_default_mem",
+    "vm_node_stat",
+    "vm_zone_stat",
+];
 
 /// Where the bounce buffers lie, from the kernel's line at boot
 /// (`software IO TLB: mapped [mem 0x...-0x...] (64MB)`, kernel/dma/swiotlb.c); the end is exclusive.
