@@ -222,7 +222,10 @@ static int nd_on_die(struct notifier_block *block, unsigned long event, void *da
 
 static struct notifier_block nd_die_block = { .notifier_call = nd_on_die, .priority = INT_MAX };
 
-/* A panic without an oops: the registers at its first instruction. */
+/*
+ * A panic without an oops: the registers of whoever called panic(), as if it had returned to it. At panic()'s own first
+ * instruction crash misjudges the frame.
+ */
 static int nd_on_probe(struct kprobe *probe, struct pt_regs *regs)
 {
 	struct nd_captured *captured = &nd.captured[raw_smp_processor_id()];
@@ -230,7 +233,8 @@ static int nd_on_probe(struct kprobe *probe, struct pt_regs *regs)
 	if (READ_ONCE(nd.stopping))
 		return 0;
 	nd_capture(captured, regs);
-	captured->regs.ip = (unsigned long)probe->addr;
+	captured->regs.ip = *(unsigned long *)regs->sp;
+	captured->regs.sp = regs->sp + sizeof(unsigned long);
 	captured->probed = true;
 	WRITE_ONCE(nd.panicking, true);
 	return 0;

@@ -65,7 +65,7 @@ struct nd_captured {
 	u64 fs_base;
 	u64 gs_base;
 	u32 segments[4];
-	/* These are panic()'s first instruction's. */
+	/* These are those of panic()'s caller. */
 	bool probed;
 	/* Written last: the rest is whole. */
 	bool valid;
