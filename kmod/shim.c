@@ -233,7 +233,8 @@ static int nd_on_probe(struct kprobe *probe, struct pt_regs *regs)
 	if (READ_ONCE(nd.stopping))
 		return 0;
 	nd_capture(captured, regs);
-	captured->regs.ip = *(unsigned long *)regs->sp;
+	/* The call itself: panic() never returns, so what follows the call may be another function. */
+	captured->regs.ip = *(unsigned long *)regs->sp - 1;
 	captured->regs.sp = regs->sp + sizeof(unsigned long);
 	captured->probed = true;
 	WRITE_ONCE(nd.panicking, true);
