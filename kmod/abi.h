@@ -129,6 +129,13 @@ enum nd_page {
 	ND_PAGE_UNREADABLE,
 };
 
+/* Which pages are meant: kernel image and page tables, all others, or both. */
+enum nd_pass {
+	ND_PASS_PRECIOUS,
+	ND_PASS_REST,
+	ND_PASS_BOTH,
+};
+
 /* What the shim shall do next; a and b are the numbers it needs for it. */
 enum nd_step_kind {
 	/* Send the first `a` bytes of frame `slot`; if `b`, another one follows at once. */
@@ -141,9 +148,8 @@ enum nd_step_kind {
 	ND_STEP_MEMORY_MAP,
 	ND_STEP_WRITTEN,
 	ND_STEP_STATE,
-	/* Read `b` pages from pfn `a` on that are precious, or that are not, then nd_core_pages(). */
-	ND_STEP_PAGES_PRECIOUS,
-	ND_STEP_PAGES_REST,
+	/* Read those of `b` pages from pfn `a` on that belong to pass `slot`, an nd_pass, then nd_core_pages(). */
+	ND_STEP_PAGES,
 	/* Poll the device until something is received or until time `a`. */
 	ND_STEP_WAIT,
 	/* The session is over; `a` is an nd_action. */

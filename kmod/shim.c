@@ -558,26 +558,26 @@ static bool nd_copy_page(u8 *to, const void *from)
 	return !get_kernel_nofault(probe, (const unsigned long *)from) && !copy_mc_to_kernel(to, from, PAGE_SIZE);
 }
 
-static enum nd_page nd_read_page(u8 *to, u64 pfn, bool precious)
+static enum nd_page nd_read_page(u8 *to, u64 pfn, enum nd_pass pass)
 {
 	bool in_image = pfn - nd.image.first < nd.image.pages;
 	struct page *page = pfn_to_online_page(pfn);
 
 	if (!page)
-		return precious ? ND_PAGE_OTHER_PASS : ND_PAGE_UNREADABLE;
-	if ((in_image || PageTable(page)) != precious)
+		return pass == ND_PASS_PRECIOUS ? ND_PAGE_OTHER_PASS : ND_PAGE_UNREADABLE;
+	if (pass != ND_PASS_BOTH && (in_image || PageTable(page)) != (pass == ND_PASS_PRECIOUS))
 		return ND_PAGE_OTHER_PASS;
 	if (PageHWPoison(page) || PageOffline(page))
 		return ND_PAGE_UNREADABLE;
 	return nd_copy_page(to, pfn_to_kaddr(pfn)) ? ND_PAGE_READ : ND_PAGE_UNREADABLE;
 }
 
-static size_t nd_read_pages(u8 *to, u64 first, u64 count, bool precious)
+static size_t nd_read_pages(u8 *to, u64 first, u64 count, enum nd_pass pass)
 {
 	u64 i;
 
 	for (i = 0; i < count && i < ND_BLOCK_PAGES; i++)
-		nd.pages[i] = nd_read_page(to + i * PAGE_SIZE, first + i, precious);
+		nd.pages[i] = nd_read_page(to + i * PAGE_SIZE, first + i, pass);
 	return i;
 }
 
@@ -776,7 +776,7 @@ static size_t nd_read_state(u8 *to, bool from_start)
 static void nd_answer(size_t amount)
 {
 	nd.place = ND_PLACE_CORE;
-	if (nd.step.kind == ND_STEP_PAGES_PRECIOUS || nd.step.kind == ND_STEP_PAGES_REST)
+	if (nd.step.kind == ND_STEP_PAGES)
 		nd_core_pages(nd_now(), nd.pages, amount);
 	else
 		nd_core_filled(nd_now(), amount);
@@ -811,7 +811,7 @@ static void nd_read(void)
 		amount = nd_read_state(to, step->a);
 		break;
 	default:
-		amount = nd_read_pages(to, step->a, step->b, step->kind == ND_STEP_PAGES_PRECIOUS);
+		amount = nd_read_pages(to, step->a, step->b, step->slot);
 		break;
 	}
 	nd_answer(amount);
@@ -874,10 +874,8 @@ static void nd_resume_after_fault(void)
 		nd.place = ND_PLACE_NETWORK;
 		nd_core_state_faulted();
 	} else if (nd.place == ND_PLACE_READ) {
-		bool pages = nd.step.kind == ND_STEP_PAGES_PRECIOUS || nd.step.kind == ND_STEP_PAGES_REST;
-
 		memset(nd.pages, ND_PAGE_UNREADABLE, sizeof(nd.pages));
-		nd_answer(pages ? nd.step.b : 0);
+		nd_answer(nd.step.kind == ND_STEP_PAGES ? nd.step.b : 0);
 	}
 	nd.place = ND_PLACE_NETWORK;
 	nd_finish(nd_run());

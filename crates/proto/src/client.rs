@@ -13,13 +13,15 @@
 //! ```
 
 mod composer;
+mod pull;
+mod walk;
 mod window;
 
 use crate::arming::Server;
 use crate::client::composer::{Composer, Next};
 use crate::client::window::Window;
 use crate::record::{BLOCK_BYTES, Hello};
-use crate::reply::{Action, Reply, Verdict};
+use crate::reply::{Action, Opened, Reply, Verdict};
 use crate::time::{Instant, Micros};
 use crate::units::{PacketNumber, Pfn, SessionId};
 use crate::wire::{
@@ -115,13 +117,15 @@ pub enum Want {
     State,
 }
 
-/// Memory is walked twice.
+/// Memory is walked twice; each pass takes the pages of its kind and leaves the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     /// Kernel image and page tables.
     Precious,
     /// All the rest.
     Rest,
+    /// Both at once, for pages that the server asks for by number.
+    Both,
 }
 
 /// How a session ended.
@@ -131,6 +135,20 @@ pub struct Outcome {
     pub action: Action,
     /// Whether the server has everything it asked for.
     pub complete: bool,
+    /// Where to go on.
+    pub then: Then,
+}
+
+/// Where a crash goes on after a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Nowhere, or with the next server: this one has all it wants, or is silent.
+    Over,
+    /// At the same server, with another attempt: it was restarted and has lost packets that were
+    /// acknowledged, and are not here any more. Memory still is.
+    StartOver,
+    /// At another one of the armed servers, which this one names.
+    Redirect(u8),
 }
 
 /// What a session begins with.
@@ -167,15 +185,21 @@ pub struct Client {
     give_up: Micros,
     heard_at: Instant,
     heard: Option<Heard>,
+    /// Incarnations that were heard before this one, so that a replay of theirs is not news.
+    past: [Option<[u8; INCARNATION_BYTES]>; PAST_INCARNATIONS],
+    /// The server has lost what it had acknowledged.
+    start_over: bool,
     ended: bool,
 }
+
+/// Incarnations of the server that are remembered.
+const PAST_INCARNATIONS: usize = 4;
 
 /// The last reply taken: older ones are replays or came late.
 #[derive(Clone, Copy)]
 struct Heard {
     incarnation: [u8; INCARNATION_BYTES],
     number: PacketNumber,
-    next: PacketNumber,
 }
 
 impl Client {
@@ -200,6 +224,8 @@ impl Client {
             give_up: Micros::new(0),
             heard_at: Instant::from_micros(0),
             heard: None,
+            past: [None; PAST_INCARNATIONS],
+            start_over: false,
             ended: true,
         }
     }
@@ -223,6 +249,8 @@ impl Client {
         self.give_up = start.give_up;
         self.heard_at = now;
         self.heard = None;
+        self.past = [None; PAST_INCARNATIONS];
+        self.start_over = false;
         self.ended = false;
         let mut hello = *hello;
         hello.version = crate::record::HELLO_VERSION.into();
@@ -291,10 +319,21 @@ impl Client {
     fn outcome(&self, now: Instant) -> Option<Outcome> {
         let complete = self.composer.done() && self.window.is_empty();
         let told = self.action != Action::None && (complete || self.verdict == Verdict::Nothing);
-        let silent = now.since(self.heard_at) >= self.give_up;
-        (self.ended || told || silent).then_some(Outcome {
+        // A client that was told to wait does not expect to hear anything before.
+        let silent = now.since(self.heard_at) >= self.give_up + self.window.patience();
+        let then = if told {
+            Then::Over
+        } else if let Verdict::Redirect { server } = self.verdict {
+            Then::Redirect(server)
+        } else if self.start_over {
+            Then::StartOver
+        } else {
+            Then::Over
+        };
+        (self.ended || told || silent || then != Then::Over).then_some(Outcome {
             action: self.action,
             complete,
+            then,
         })
     }
 
@@ -330,6 +369,7 @@ impl Client {
             return Step::Finished(Outcome {
                 action: self.action,
                 complete: false,
+                then: Then::Over,
             });
         };
         self.filled = 0;
@@ -372,43 +412,67 @@ impl Client {
             return Err(Reject::OtherSession);
         }
         let (incarnation, payload) = open_server(&self.server_key, &header, datagram)?;
-        let (reply, bitmap) = Reply::decode(payload).ok_or(Reject::Malformed)?;
+        let opened = Reply::decode(payload).ok_or(Reject::Malformed)?;
+        let reply = &opened.reply;
         if reply.attempt != self.attempt || reply.next > self.window.next() {
             return Err(Reject::OtherSession);
         }
         let heard = Heard {
             incarnation,
             number: header.number,
-            next: reply.next,
         };
-        if !self.heard.is_none_or(|before| heard.follows(before)) {
+        if !self.is_news(heard, reply) {
             return Err(Reject::Stale);
         }
+        self.take(now, heard, &opened);
+        Ok(())
+    }
+
+    /// Whether a reply came after the last one taken. Within an incarnation the packet number tells.
+    /// Another incarnation is a server that was restarted, or a replay of one before.
+    fn is_news(&self, heard: Heard, reply: &Reply) -> bool {
+        match self.heard {
+            None => true,
+            Some(before) if before.incarnation == heard.incarnation => heard.number > before.number,
+            // A server that is through with the host answers each packet by itself, and knows no
+            // more than that one.
+            Some(_) if reply.verdict == Verdict::Nothing => reply.next >= self.window.base(),
+            Some(_) => !self.past.contains(&Some(heard.incarnation)),
+        }
+    }
+
+    fn take(&mut self, now: Instant, heard: Heard, opened: &Opened<'_>) {
+        if let Some(before) = self.heard
+            && before.incarnation != heard.incarnation
+        {
+            self.past.rotate_right(1);
+            if let Some(latest) = self.past.first_mut() {
+                *latest = Some(before.incarnation);
+            }
+        }
+        let reply = &opened.reply;
         self.heard = Some(heard);
         self.heard_at = now;
         self.verdict = reply.verdict;
         self.action = reply.action;
-        self.window.acknowledged(now, &reply, bitmap);
-        Ok(())
+        self.window.set_patience(match reply.verdict {
+            Verdict::Wait { seconds } => Micros::from_secs(seconds.into()),
+            Verdict::Undecided
+            | Verdict::Full { .. }
+            | Verdict::LogOnly
+            | Verdict::Nothing
+            | Verdict::Hold
+            | Verdict::Redirect { .. } => Micros::new(0),
+        });
+        self.start_over |= reply.next < self.window.base();
+        self.composer.pull(opened.pull);
+        self.window.acknowledged(now, reply, opened.bitmap);
     }
 }
 
 impl Default for Client {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Heard {
-    /// Whether `self` was sent after `before`. Within an incarnation the packet number tells. A new
-    /// incarnation (the server was restarted) is believed if it knows at least as much as the old
-    /// one did: replays of an older incarnation know less.
-    fn follows(self, before: Self) -> bool {
-        if self.incarnation == before.incarnation {
-            self.number > before.number
-        } else {
-            self.next >= before.next
-        }
     }
 }
 

@@ -15,13 +15,15 @@ use xxhash_rust::xxh64::xxh64;
 use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::arming::{Address, SERVERS_MAX};
+use crate::reply::PULL_RANGES_MAX;
 use crate::units::{PAGE_BYTES, Pfn};
 
 /// Bytes of a record's header.
 pub const RECORD_HEADER_BYTES: usize = size_of::<RawRecord>();
 // The sizes that docs/protocol.md draws.
 const _: () = assert!(RECORD_HEADER_BYTES == 16);
-const _: () = assert!(size_of::<Hello>() == 624);
+const _: () = assert!(size_of::<Hello>() == 712);
 const _: () = assert!(size_of::<Cpu>() == 256);
 /// Pages encoded together at most.
 pub const BLOCK_PAGES: usize = 16;
@@ -75,6 +77,11 @@ pub enum Kind {
     State = 12,
     /// Nothing follows. Argument: the [`Ending`].
     End = 13,
+    /// The pages of a pull follow, as `Pages`, `Zero`, `Unreadable` and `Excluded`, up to its
+    /// `PullEnd`. Argument: the pull's number. Body: the [`RamRange`]s that were asked for.
+    PullBegin = 14,
+    /// The pull's pages are sent. Argument: its number. Body: [`Totals`] over them.
+    PullEnd = 15,
 }
 
 impl Kind {
@@ -93,6 +100,8 @@ impl Kind {
             11 => Self::Written,
             12 => Self::State,
             13 => Self::End,
+            14 => Self::PullBegin,
+            15 => Self::PullEnd,
             _ => return None,
         })
     }
@@ -170,6 +179,15 @@ pub struct Hello {
     pub image_pfn: U64,
     /// Pages of the kernel image.
     pub image_pages: U64,
+    /// The servers that the host was armed for, in its order.
+    pub servers: [ServerName; SERVERS_MAX],
+    /// The one of them that this session is with.
+    pub server: U16,
+    /// Filter level that the host demands: pages of these kinds are never sent, whatever the
+    /// verdict says.
+    pub filter: U16,
+    /// Zero.
+    pub reserved: U32,
     /// The kernel's boot id.
     pub boot: [u8; 16],
     /// Name of the process that crashed.
@@ -182,6 +200,46 @@ pub struct Hello {
     pub kernel_version: [u8; 128],
     /// Why the kernel died, in its own words.
     pub reason: [u8; 256],
+}
+
+/// Where a server listens.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct ServerName {
+    /// 4 or 6; 0 when there is none.
+    pub family: U16,
+    /// UDP port.
+    pub port: U16,
+    /// Its address; an IPv4 address comes first and zeros follow.
+    pub address: [u8; 16],
+}
+
+impl ServerName {
+    /// The name of the server at `address` and `port`.
+    #[must_use]
+    pub const fn new(address: Address, port: u16) -> Self {
+        let (family, address) = match address {
+            Address::V4([a, b, c, d]) => (4, [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            Address::V6(address) => (6, address),
+        };
+        Self {
+            family: U16::new(family),
+            port: U16::new(port),
+            address,
+        }
+    }
 }
 
 /// Version of the record formats that this crate speaks.
@@ -316,6 +374,58 @@ impl PageDigest {
     }
 }
 
+/// What was sent of a walk or a pull: counts and digest.
+#[derive(Clone, Copy, Default)]
+pub struct Tally {
+    totals: Totals,
+    digest: PageDigest,
+}
+
+impl Tally {
+    /// Nothing was sent.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            totals: Totals {
+                data: U64::ZERO,
+                zero: U64::ZERO,
+                unreadable: U64::ZERO,
+                excluded: U64::ZERO,
+                digest: U64::ZERO,
+            },
+            digest: PageDigest::new(),
+        }
+    }
+
+    /// Adds a block of raw `pages` that begins at `first`.
+    pub fn block(&mut self, first: Pfn, pages: &[u8]) {
+        self.digest.block(first, pages);
+        let count = u64::try_from(pages.len() >> 12).unwrap_or(0);
+        self.totals.data = self.totals.data.get().saturating_add(count).into();
+    }
+
+    /// Adds a run.
+    pub fn run(&mut self, run: &Run) {
+        let total = if run.why == Kind::Zero {
+            &mut self.totals.zero
+        } else if run.why == Kind::Unreadable {
+            &mut self.totals.unreadable
+        } else {
+            &mut self.totals.excluded
+        };
+        *total = total.get().saturating_add(run.pages).into();
+    }
+
+    /// Counts and digest as they go over the wire.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals {
+            digest: self.digest.value().into(),
+            ..self.totals
+        }
+    }
+}
+
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawRecord {
@@ -397,6 +507,20 @@ pub enum Record<'a> {
     },
     /// See [`Kind::End`].
     End(Ending),
+    /// See [`Kind::PullBegin`].
+    PullBegin {
+        /// The pull's number.
+        number: u32,
+        /// What was asked for.
+        ranges: &'a [RamRange],
+    },
+    /// See [`Kind::PullEnd`].
+    PullEnd {
+        /// The pull's number.
+        number: u32,
+        /// Over the pull's pages.
+        totals: Totals,
+    },
 }
 
 /// A block as it was sent.
@@ -541,6 +665,18 @@ impl RawRecord {
             Kind::End => {
                 Record::End(Ending::from_wire(argument).ok_or_else(|| self.argument_wrong())?)
             }
+            Kind::PullBegin => {
+                let ranges = <[RamRange]>::ref_from_bytes(body).or(Err(length))?;
+                if ranges.len() > PULL_RANGES_MAX {
+                    return Err(length);
+                }
+                let number = self.pull_number()?;
+                Record::PullBegin { number, ranges }
+            }
+            Kind::PullEnd => Record::PullEnd {
+                number: self.pull_number()?,
+                totals: Totals::read_from_bytes(body).or(Err(length))?,
+            },
         })
     }
 
@@ -591,6 +727,12 @@ impl RawRecord {
             pages,
             why,
         })
+    }
+
+    fn pull_number(&self) -> Result<u32, Malformed> {
+        u32::try_from(self.argument.get())
+            .ok()
+            .ok_or_else(|| self.argument_wrong())
     }
 
     fn length_wrong(&self) -> Malformed {

@@ -2,15 +2,16 @@
 //! nothing.
 //!
 //! ```text
-//!  byte 0      8             16      24            28       30        31       32          36       38
-//!       +------+-------------+-------+-------------+--------+---------+--------+-----------+--------+-------------+
-//!       | next | credit end  | latest| delay (us)  |attempt | verdict | action | argument  | length | bitmap      |
-//!       +------+-------------+-------+-------------+--------+---------+--------+-----------+--------+-------------+
+//!  byte 0      8             16       24            28        30        31       32         34       36     40       42       44
+//!       +------+-------------+--------+-------------+---------+---------+--------+----------+--------+------+--------+--------+ - - - - + - - - -
+//!       | next | credit end  | latest | delay (us)  | attempt | verdict | action | argument | length | pull | ranges | (zero) | bitmap  | ranges
+//!       +------+-------------+--------+-------------+---------+---------+--------+----------+--------+------+--------+--------+ - - - - + - - - -
 //! ```
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::record::RamRange;
 use crate::time::Micros;
 use crate::units::PacketNumber;
 use crate::wire::{HEADER_BYTES, INCARNATION_BYTES, SERVER_OVERHEAD};
@@ -23,7 +24,15 @@ pub const BITMAP_BYTES_MAX: usize = WINDOW_PACKETS_MAX / 8;
 /// Bytes of a reply before its bitmap.
 const FIXED_BYTES: usize = size_of::<RawReply>();
 /// Bytes of the longest reply datagram.
-pub const REPLY_BYTES_MAX: usize = SERVER_OVERHEAD + FIXED_BYTES + BITMAP_BYTES_MAX;
+pub const REPLY_BYTES_MAX: usize =
+    SERVER_OVERHEAD + FIXED_BYTES + BITMAP_BYTES_MAX + PULL_RANGES_MAX * size_of::<RamRange>();
+// The size that docs/protocol.md draws.
+const _: () = assert!(FIXED_BYTES == 44);
+/// Ranges of pages that a server can ask for at a time. With the bitmap of a client of
+/// [`crate::client::SLOTS_MAX`] buffers, a reply still fits into the smallest datagram.
+pub const PULL_RANGES_MAX: usize = 16;
+/// The longest time a client may be told to wait before it asks again, in seconds.
+pub const WAIT_SECONDS_MAX: u16 = 300;
 /// Packets a client may send before the first reply.
 pub const FIRST_CREDIT_PACKETS: u64 = 32;
 
@@ -43,6 +52,29 @@ pub enum Verdict {
     LogOnly,
     /// Nothing more: perform the action.
     Nothing,
+    /// Others come first. The client goes on waiting and asks again after so many seconds, unless
+    /// the server speaks before.
+    Wait {
+        /// 1 to [`WAIT_SECONDS_MAX`].
+        seconds: u16,
+    },
+    /// Stay, send no pages but those that are pulled, until the verdict changes.
+    Hold,
+    /// Go to another one of the servers that the host was armed for.
+    Redirect {
+        /// Its place in [`crate::record::Hello::servers`].
+        server: u8,
+    },
+}
+
+/// Pages the server asks for beyond the verdict. Each pull has a number of its own, larger than the
+/// one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pull<'a> {
+    /// Its number; 0: nothing is asked for.
+    pub number: u32,
+    /// At most [`PULL_RANGES_MAX`] ranges; what is not System RAM comes back as unreadable.
+    pub ranges: &'a [RamRange],
 }
 
 /// What the host does when the session is over.
@@ -59,7 +91,7 @@ pub enum Action {
     Stay,
 }
 
-/// A legal reply. The bitmap is apart: see [`Reply::decode`].
+/// A legal reply. The parts of varying length are apart: see [`Opened`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
     /// Every packet below this one is received and written to the spool.
@@ -88,26 +120,44 @@ struct RawReply {
     attempt: U16,
     verdict: u8,
     action: u8,
-    argument: U32,
+    argument: U16,
     bitmap_bytes: U16,
+    pull: U32,
+    pull_ranges: U16,
+    reserved: U16,
+}
+
+/// A reply that was opened.
+#[derive(Clone, Copy)]
+pub struct Opened<'a> {
+    /// The part of fixed length.
+    pub reply: Reply,
+    /// Bit `i` (least significant first) tells that packet `next + 1 + i` is received.
+    pub bitmap: &'a [u8],
+    /// The pages that are asked for.
+    pub pull: Pull<'a>,
 }
 
 impl Reply {
     /// Writes the reply's payload where [`crate::wire::seal_server`] expects it in `datagram`. Bit
     /// `i` (least significant first) of `bitmap` tells that packet `next + 1 + i` is received.
-    /// Returns the payload's length, or `None` if `datagram` or `bitmap` have not the sizes this
-    /// module names.
+    /// Returns the payload's length, or `None` if `datagram`, `bitmap` or `pull` have not the sizes
+    /// this module names.
     #[must_use]
-    pub fn encode(&self, bitmap: &[u8], datagram: &mut [u8]) -> Option<usize> {
+    pub fn encode(&self, bitmap: &[u8], pull: Pull<'_>, datagram: &mut [u8]) -> Option<usize> {
         let bitmap_bytes = u16::try_from(bitmap.len()).ok()?;
-        if bitmap.len() > BITMAP_BYTES_MAX {
+        let pull_ranges = u16::try_from(pull.ranges.len()).ok()?;
+        if bitmap.len() > BITMAP_BYTES_MAX || pull.ranges.len() > PULL_RANGES_MAX {
             return None;
         }
         let (verdict, argument) = match self.verdict {
             Verdict::Undecided => (0, 0),
-            Verdict::Full { filter } => (1, u32::from(filter)),
+            Verdict::Full { filter } => (1, u16::from(filter)),
             Verdict::LogOnly => (2, 0),
             Verdict::Nothing => (3, 0),
+            Verdict::Wait { seconds } => (4, seconds),
+            Verdict::Hold => (5, 0),
+            Verdict::Redirect { server } => (6, u16::from(server)),
         };
         let action = match self.action {
             Action::None => 0,
@@ -125,31 +175,47 @@ impl Reply {
             action,
             argument: argument.into(),
             bitmap_bytes: bitmap_bytes.into(),
+            pull: pull.number.into(),
+            pull_ranges: pull_ranges.into(),
+            reserved: U16::ZERO,
         };
         let payload = datagram.get_mut(HEADER_BYTES.checked_add(INCARNATION_BYTES)?..)?;
         raw.write_to_prefix(payload).ok()?;
-        payload
+        let (to_bitmap, to_ranges) = payload
             .get_mut(FIXED_BYTES..)?
-            .get_mut(..bitmap.len())?
-            .copy_from_slice(bitmap);
-        FIXED_BYTES.checked_add(bitmap.len())
+            .split_at_mut_checked(bitmap.len())?;
+        to_bitmap.copy_from_slice(bitmap);
+        let ranges = pull.ranges.as_bytes();
+        to_ranges.get_mut(..ranges.len())?.copy_from_slice(ranges);
+        FIXED_BYTES
+            .checked_add(bitmap.len())?
+            .checked_add(ranges.len())
     }
 
-    /// Reads an opened reply's payload: the reply and its bitmap. `None` if it is malformed: the
-    /// server that sealed it is broken or of a version that was not agreed on, and it is ignored.
+    /// Reads an opened reply's payload. `None` if it is malformed: the server that sealed it is
+    /// broken or of a version that was not agreed on, and it is ignored.
     #[must_use]
-    pub fn decode(payload: &[u8]) -> Option<(Self, &[u8])> {
-        let (raw, bitmap) = RawReply::ref_from_prefix(payload).ok()?;
-        if bitmap.len() != usize::from(raw.bitmap_bytes.get()) || bitmap.len() > BITMAP_BYTES_MAX {
+    pub fn decode(payload: &[u8]) -> Option<Opened<'_>> {
+        let (raw, rest) = RawReply::ref_from_prefix(payload).ok()?;
+        let (bitmap, ranges) = rest.split_at_checked(raw.bitmap_bytes.get().into())?;
+        let ranges = <[RamRange]>::ref_from_bytes(ranges).ok()?;
+        if bitmap.len() > BITMAP_BYTES_MAX
+            || ranges.len() != usize::from(raw.pull_ranges.get())
+            || ranges.len() > PULL_RANGES_MAX
+        {
             return None;
         }
+        let small = u8::try_from(raw.argument.get()).ok();
         let verdict = match raw.verdict {
             0 => Verdict::Undecided,
-            1 => Verdict::Full {
-                filter: u8::try_from(raw.argument.get()).ok()?,
-            },
+            1 => Verdict::Full { filter: small? },
             2 => Verdict::LogOnly,
             3 => Verdict::Nothing,
+            4 => Verdict::Wait {
+                seconds: raw.argument.get().clamp(1, WAIT_SECONDS_MAX),
+            },
+            5 => Verdict::Hold,
+            6 => Verdict::Redirect { server: small? },
             _ => return None,
         };
         let action = match raw.action {
@@ -168,6 +234,11 @@ impl Reply {
             verdict,
             action,
         };
-        Some((reply, bitmap))
+        let number = raw.pull.get();
+        Some(Opened {
+            reply,
+            bitmap,
+            pull: Pull { number, ranges },
+        })
     }
 }

@@ -10,8 +10,10 @@
 //! bounds and counts that memory.
 
 use crate::keys::SessionKeys;
+use crate::record::RamRange;
 use crate::reply::{
-    Action, BITMAP_BYTES_MAX, FIRST_CREDIT_PACKETS, Reply, Verdict, WINDOW_PACKETS_MAX,
+    Action, BITMAP_BYTES_MAX, FIRST_CREDIT_PACKETS, PULL_RANGES_MAX, Pull, Reply, Verdict,
+    WINDOW_PACKETS_MAX,
 };
 use crate::time::{Instant, Micros};
 use crate::units::{PacketNumber, SessionId};
@@ -54,7 +56,7 @@ pub struct Statistics {
     pub replies: u64,
 }
 
-/// One session as the server sees it. About 700 bytes; what waits for its turn is in the caller's
+/// One session as the server sees it. About 1 KiB; what waits for its turn is in the caller's
 /// [`Hold`].
 ///
 /// Invariant: bit `n mod 4096` of `ahead` is set exactly if packet `n` in `next + 1 .. next + 4096`
@@ -78,6 +80,9 @@ pub struct Session {
     urgent: bool,
     verdict: Verdict,
     action: Action,
+    pull: u32,
+    pull_ranges: [RamRange; PULL_RANGES_MAX],
+    pull_used: usize,
     replies: u64,
     statistics: Statistics,
 }
@@ -115,6 +120,9 @@ impl Session {
             urgent: false,
             verdict: Verdict::Undecided,
             action: Action::None,
+            pull: 0,
+            pull_ranges: [RamRange::default(); PULL_RANGES_MAX],
+            pull_used: 0,
             replies: 0,
             statistics: Statistics::default(),
         }
@@ -178,7 +186,11 @@ impl Session {
         };
         let mut bitmap = [0; BITMAP_BYTES_MAX];
         let used = self.bitmap(&mut bitmap);
-        let payload = reply.encode(bitmap.get(..used)?, out)?;
+        let pull = Pull {
+            number: self.pull,
+            ranges: self.pull_ranges.get(..self.pull_used)?,
+        };
+        let payload = reply.encode(bitmap.get(..used)?, pull, out)?;
         let header = Header {
             kind: Kind::Reply,
             attempt: self.attempt,
@@ -217,6 +229,19 @@ impl Session {
     pub fn set_action(&mut self, action: Action) {
         self.urgent |= self.action != action;
         self.action = action;
+    }
+
+    /// In: asks for pages, from the next reply on. The number must be larger than that of any pull
+    /// before in this session, whichever process made it; of the ranges, the first
+    /// [`PULL_RANGES_MAX`] count. The answer is [`crate::record::Record::PullBegin`], the pages, and
+    /// [`crate::record::Record::PullEnd`]; only then is the next pull due.
+    pub fn set_pull(&mut self, pull: Pull<'_>) {
+        self.urgent |= self.pull != pull.number;
+        self.pull = pull.number;
+        self.pull_used = pull.ranges.len().min(PULL_RANGES_MAX);
+        for (to, from) in self.pull_ranges.iter_mut().zip(pull.ranges) {
+            *to = *from;
+        }
     }
 
     /// In: how many packets beyond the last one written the client may send; at most

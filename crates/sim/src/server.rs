@@ -220,6 +220,9 @@ impl Model {
             Record::Totals(totals) => self.told = Some(totals),
             Record::State { text, .. } => self.state.extend_from_slice(text),
             Record::End(ending) => self.ending = Some(ending),
+            Record::PullBegin { .. } | Record::PullEnd { .. } => {
+                return Err("nothing was pulled".into());
+            }
         }
         Ok(())
     }

@@ -20,7 +20,8 @@ fn complete(options: &Options) -> Report {
         report.outcome,
         Outcome {
             action: Action::Reboot,
-            complete: true
+            complete: true,
+            then: proto::client::Then::Over,
         },
         "{options}"
     );

@@ -1,4 +1,4 @@
-//! The cache: downloads and builds that live outside the tree and survive `cargo clean`.
+//! Where things lie: the cache of downloads, which survives `cargo clean`, the tree and its builds.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -42,6 +42,17 @@ pub(crate) fn tree() -> PathBuf {
         .ancestors()
         .nth(2)
         .map_or_else(|| package.clone(), PathBuf::from)
+}
+
+/// Where the tree's own builds go: cargo's target directory.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn built() -> Result<PathBuf> {
+    let dir = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| tree().join("target"), |dir| tree().join(dir));
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
 }
 
 /// Makes a fresh directory `out/<kind>/<words>-<seconds since 1970>` for the artefacts of one run.

@@ -66,7 +66,7 @@ pub(crate) fn build(release: &str, variant: Variant) -> Result<Modules> {
 /// Builds both modules for a kernel with a core that is there.
 fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
     let headers = packages::headers(release)?;
-    let folder = cache::dir()?.join("kmod").join(release);
+    let folder = cache::built()?.join("kmod").join(release);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let suffix = variant.suffix();
     let netdump = Build {
@@ -104,9 +104,10 @@ fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
 /// What [`build`] fails with, or the list of what does not hold.
 pub(crate) fn check(release: &str) -> Result<()> {
     let core = core(Variant::Product)?;
+    // First, because a core that can panic does not even link as a module, and this one says why.
+    report("core", vec![("the core cannot panic", panics(&core)?)])?;
     let module = join(&core, release, Variant::Product)?.netdump;
-    let checks = [
-        ("the core cannot panic", panics(&core)?),
+    let checks = vec![
         ("no floating point", floating_point(&disassembly(&module)?)),
         (
             "no bare return or indirect jump in the core",
@@ -122,6 +123,11 @@ pub(crate) fn check(release: &str) -> Result<()> {
             unknown_relocations(&module)?,
         ),
     ];
+    report(&module.display().to_string(), checks)
+}
+
+/// Prints what was found, a line each, and fails if anything was.
+fn report(of: &str, checks: Vec<(&str, Vec<String>)>) -> Result<()> {
     let mut failed = 0;
     for (what, findings) in checks {
         println!(
@@ -137,11 +143,7 @@ pub(crate) fn check(release: &str) -> Result<()> {
         }
         failed += usize::from(!findings.is_empty());
     }
-    ensure!(
-        failed == 0,
-        "{failed} of the checks above failed for {}",
-        module.display()
-    );
+    ensure!(failed == 0, "{failed} of the checks above failed for {of}");
     Ok(())
 }
 
@@ -154,7 +156,7 @@ struct Core {
 }
 
 fn core(variant: Variant) -> Result<Core> {
-    let folder = cache::dir()?
+    let folder = cache::built()?
         .join("kmod")
         .join(format!("core{}", variant.suffix()));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;

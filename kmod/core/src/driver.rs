@@ -4,8 +4,8 @@
 //! on the host answers after a crash), and the order in which the armed servers are tried.
 
 use proto::arming::{Address, Arming, Command, HOST_BYTES, Refusal, SERVERS_MAX, Server, Status};
-use proto::client::{Client, Input, Outcome, PageStatus, Pass, Pool, Start, Step, Want};
-use proto::record::{ARCH_X86_64, BLOCK_BYTES, Hello};
+use proto::client::{Client, Input, Outcome, PageStatus, Pool, Start, Step, Then, Want};
+use proto::record::{ARCH_X86_64, BLOCK_BYTES, Hello, ServerName};
 use proto::reply::Action;
 use proto::time::{Instant, Micros};
 use proto::units::{PAGE_BYTES, PacketNumber};
@@ -328,7 +328,11 @@ impl Driver {
             progress.first = self.client.next_packet();
             progress.attempt = progress.attempt.saturating_add(1);
         }
-        self.server = self.server.saturating_add(1);
+        self.server = match outcome.then {
+            Then::Redirect(server) => usize::from(server),
+            Then::StartOver => self.server,
+            Then::Over => self.server.saturating_add(1),
+        };
         if self.server >= servers {
             self.server = 0;
         }
@@ -360,11 +364,19 @@ impl Driver {
             first: progress.first,
             attempt: progress.attempt,
         };
-        let hello = Hello {
+        let mut hello = Hello {
             boot: arming.boot,
             host: arming.host,
+            server: u16::try_from(self.server).unwrap_or(u16::MAX).into(),
             ..crash.hello
         };
+        for (name, server) in hello
+            .servers
+            .iter_mut()
+            .zip(arming.servers.iter().flatten())
+        {
+            *name = ServerName::new(server.remote, server.remote_port);
+        }
         self.route = Route::new(crash.mac, server);
         self.text_begun = false;
         self.state_begun = false;
@@ -395,12 +407,6 @@ pub fn blank_hello() -> Hello {
         page_bytes: u32::try_from(PAGE_BYTES).unwrap_or(0).into(),
         ..Hello::new_zeroed()
     }
-}
-
-/// The part of `want` that the shim's step kinds tell apart by number.
-#[must_use]
-pub const fn is_precious(pass: Pass) -> bool {
-    matches!(pass, Pass::Precious)
 }
 
 fn server_at(arming: &Arming, index: usize) -> Option<&Server> {

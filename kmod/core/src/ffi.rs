@@ -11,7 +11,7 @@ use core::cell::UnsafeCell;
 use core::slice;
 
 use proto::arming::{MESSAGE_BYTES, STATUS_BYTES, Status};
-use proto::client::{PageStatus, SLOTS_MAX, Want};
+use proto::client::{PageStatus, Pass, SLOTS_MAX, Want};
 use proto::record::{
     BLOCK_BYTES, BLOCK_PAGES, Cpu, RAM_RANGES_MAX, RamRange, WRITTEN_RANGES_MAX, WrittenRange,
 };
@@ -19,7 +19,7 @@ use proto::reply::Action;
 use proto::time::Instant;
 use zerocopy::IntoBytes as _;
 
-use crate::driver::{Crash, Driver, Frames, Next, blank_hello, is_precious};
+use crate::driver::{Crash, Driver, Frames, Next, blank_hello};
 
 const TEXT_BYTES: usize = 160;
 
@@ -34,10 +34,9 @@ const STEP_NOTES: u32 = 3;
 const STEP_MEMORY_MAP: u32 = 4;
 const STEP_WRITTEN: u32 = 5;
 const STEP_STATE: u32 = 6;
-const STEP_PAGES_PRECIOUS: u32 = 7;
-const STEP_PAGES_REST: u32 = 8;
-const STEP_WAIT: u32 = 9;
-const STEP_FINISHED: u32 = 10;
+const STEP_PAGES: u32 = 7;
+const STEP_WAIT: u32 = 8;
+const STEP_FINISHED: u32 = 9;
 
 const PAGE_READ: u8 = 0;
 const PAGE_OTHER_PASS: u8 = 1;
@@ -339,29 +338,26 @@ extern "C" fn nd_core_step(now: u64, step: &mut NdStep) {
 }
 
 fn read_step(want: Want, from_start: bool) -> NdStep {
-    let (kind, a, b) = match want {
-        Want::Text => (STEP_TEXT, from_start.into(), 0),
-        Want::Registers(index) => (STEP_REGISTERS, index.into(), 0),
-        Want::Notes => (STEP_NOTES, 0, 0),
-        Want::MemoryMap => (STEP_MEMORY_MAP, 0, 0),
-        Want::Written => (STEP_WRITTEN, 0, 0),
-        Want::State => (STEP_STATE, from_start.into(), 0),
+    let (kind, slot, a, b) = match want {
+        Want::Text => (STEP_TEXT, 0, from_start.into(), 0),
+        Want::Registers(index) => (STEP_REGISTERS, 0, index.into(), 0),
+        Want::Notes => (STEP_NOTES, 0, 0, 0),
+        Want::MemoryMap => (STEP_MEMORY_MAP, 0, 0, 0),
+        Want::Written => (STEP_WRITTEN, 0, 0, 0),
+        Want::State => (STEP_STATE, 0, from_start.into(), 0),
         Want::Pages {
             first, count, pass, ..
-        } => {
-            let kind = if is_precious(pass) {
-                STEP_PAGES_PRECIOUS
-            } else {
-                STEP_PAGES_REST
-            };
-            (kind, first.0, count.into())
-        }
+        } => (STEP_PAGES, pass_number(pass), first.0, count.into()),
     };
-    NdStep {
-        kind,
-        slot: 0,
-        a,
-        b,
+    NdStep { kind, slot, a, b }
+}
+
+/// `enum nd_pass`.
+const fn pass_number(pass: Pass) -> u32 {
+    match pass {
+        Pass::Precious => 0,
+        Pass::Rest => 1,
+        Pass::Both => 2,
     }
 }
 

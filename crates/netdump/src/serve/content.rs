@@ -128,6 +128,8 @@ pub enum Fault {
     HelloVersion(u16),
     /// A record after the last one.
     AfterEnd,
+    /// The pages of a pull that was not asked for; its number is given.
+    NotPulled(u32),
 }
 
 impl RecordStream {
@@ -279,6 +281,9 @@ impl Content {
                     .collect();
             }
             Record::State { text, .. } => self.state(text),
+            Record::PullBegin { number, .. } | Record::PullEnd { number, .. } => {
+                return Err(Fault::NotPulled(number));
+            }
             Record::End(ending) => {
                 self.summary.ended = Some(match ending {
                     Ending::Complete => End::Complete,

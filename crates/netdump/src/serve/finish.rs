@@ -103,7 +103,9 @@ fn write(job: &Job<'_>, aside: &Path) -> Result<Option<Summary>> {
             | Record::Totals(_)
             | Record::Written(_)
             | Record::State { .. }
-            | Record::End(_) => {}
+            | Record::End(_)
+            | Record::PullBegin { .. }
+            | Record::PullEnd { .. } => {}
         }
         Ok(())
     })?;

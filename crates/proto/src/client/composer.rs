@@ -6,13 +6,14 @@
 
 use zerocopy::IntoBytes;
 
+use crate::client::pull::{Piece, Pulls};
+use crate::client::walk::{RamMap, Walk};
 use crate::client::{PageStatus, Pass, Want};
 use crate::lz4::Table;
 use crate::record::{
-    self, BLOCK_BYTES, BLOCK_PAGES, Codec, Ending, Hello, Kind, PageDigest, RAM_RANGES_MAX,
-    RECORD_HEADER_BYTES, RamRange, Run, Totals,
+    self, BLOCK_BYTES, BLOCK_PAGES, Codec, Ending, Hello, Kind, RECORD_HEADER_BYTES, Run, Tally,
 };
-use crate::reply::Verdict;
+use crate::reply::{Pull, Verdict};
 use crate::units::{PAGE_BYTES, Pfn};
 
 /// Pieces of the kernel log: 32 of 64 KiB, 2 MiB. The kernel's ring buffer is seldom larger.
@@ -43,11 +44,7 @@ enum Stage {
     MemoryMap,
     /// Waits for a verdict.
     Verdict,
-    Pages {
-        pass: Pass,
-        range: usize,
-        at: u64,
-    },
+    Pages(Walk),
     Totals,
     Written,
     /// Waits until everything so far is acknowledged: the kernel may not survive the State text.
@@ -82,6 +79,8 @@ struct Batch {
     first: Pfn,
     at: usize,
     count: usize,
+    /// How many were asked for and are not there yet.
+    asked: usize,
     statuses: [PageStatus; BLOCK_PAGES],
 }
 
@@ -91,10 +90,9 @@ pub(super) struct Composer {
     batch: Batch,
     /// Pages without contents that are not told yet.
     run: Option<Run>,
-    ranges: [RamRange; RAM_RANGES_MAX],
-    ranges_used: usize,
-    totals: Totals,
-    digest: PageDigest,
+    ram: RamMap,
+    tally: Tally,
+    pulls: Pulls,
     table: Table,
     scratch: [u8; BLOCK_BYTES],
     block: [u8; BLOCK_BYTES],
@@ -113,30 +111,20 @@ const NO_BATCH: Batch = Batch {
     first: Pfn(0),
     at: 0,
     count: 0,
-    statuses: [PageStatus::OtherPass; BLOCK_PAGES],
+    asked: 0,
+    statuses: [PageStatus::Unreadable; BLOCK_PAGES],
 };
 
 impl Composer {
     pub(super) const fn new() -> Self {
-        let zero = RamRange {
-            first: zerocopy::little_endian::U64::ZERO,
-            pages: zerocopy::little_endian::U64::ZERO,
-        };
         Self {
             stage: Stage::Done,
             pending: NOTHING_PENDING,
             batch: NO_BATCH,
             run: None,
-            ranges: [zero; RAM_RANGES_MAX],
-            ranges_used: 0,
-            totals: Totals {
-                data: zerocopy::little_endian::U64::ZERO,
-                zero: zerocopy::little_endian::U64::ZERO,
-                unreadable: zerocopy::little_endian::U64::ZERO,
-                excluded: zerocopy::little_endian::U64::ZERO,
-                digest: zerocopy::little_endian::U64::ZERO,
-            },
-            digest: PageDigest::new(),
+            ram: RamMap::new(),
+            tally: Tally::new(),
+            pulls: Pulls::new(),
             table: Table::new(),
             scratch: [0; BLOCK_BYTES],
             block: [0; BLOCK_BYTES],
@@ -146,9 +134,9 @@ impl Composer {
     pub(super) fn start(&mut self, hello: &Hello) {
         self.batch = NO_BATCH;
         self.run = None;
-        self.ranges_used = 0;
-        self.totals = Totals::default();
-        self.digest = PageDigest::new();
+        self.ram.clear();
+        self.tally = Tally::new();
+        self.pulls = Pulls::new();
         self.stage = Stage::Text { piece: 0 };
         let bytes = hello.as_bytes();
         if let Some(to) = self.scratch.get_mut(..bytes.len()) {
@@ -163,7 +151,15 @@ impl Composer {
 
     /// Whether the stream has been composed to its end.
     pub(super) fn done(&self) -> bool {
-        self.stage == Stage::Done && self.pending() == 0
+        self.stage == Stage::Done
+            && self.pending() == 0
+            && !self.pulls.waits()
+            && !self.pulls.under_way()
+    }
+
+    /// The server asks for pages.
+    pub(super) fn pull(&mut self, pull: Pull<'_>) {
+        self.pulls.ask(pull);
     }
 
     /// Stream bytes that can be had without a further question.
@@ -240,7 +236,7 @@ impl Composer {
             }
             Stage::Notes => (Kind::Notes, 0, Stage::MemoryMap),
             Stage::MemoryMap => {
-                self.keep_ranges(bytes);
+                self.ram.keep(self.scratch.get(..bytes).unwrap_or_default());
                 (Kind::MemoryMap, 0, Stage::Verdict)
             }
             Stage::Written => (Kind::Written, 0, Stage::Settle),
@@ -257,7 +253,7 @@ impl Composer {
             // Nothing was asked for, or pages were: a caller's mistake that must not spoil the
             // stream.
             Stage::Verdict
-            | Stage::Pages { .. }
+            | Stage::Pages(_)
             | Stage::Totals
             | Stage::Settle
             | Stage::End(_)
@@ -269,23 +265,11 @@ impl Composer {
 
     /// The pages that were asked for lie in the scratch buffer.
     pub(super) fn pages(&mut self, statuses: &[PageStatus]) {
-        let Stage::Pages { pass, range, at } = self.stage else {
-            return;
-        };
-        self.batch = Batch {
-            first: Pfn(at),
-            count: statuses.len().min(BLOCK_PAGES),
-            ..NO_BATCH
-        };
+        // What was not answered counts as unreadable; more than was asked for is ignored.
         for (to, from) in self.batch.statuses.iter_mut().zip(statuses) {
             *to = *from;
         }
-        let asked = u64::try_from(statuses.len()).unwrap_or(0);
-        self.stage = Stage::Pages {
-            pass,
-            range,
-            at: at.saturating_add(asked),
-        };
+        self.batch.count = core::mem::take(&mut self.batch.asked);
     }
 
     /// The kernel faulted while it wrote the State text.
@@ -297,26 +281,31 @@ impl Composer {
 
     /// Goes one step on, with nothing pending.
     fn advance(&mut self, verdict: Verdict, settled: bool) -> Advance {
+        if self.batch.at < self.batch.count {
+            return self.compose_pages();
+        }
+        if self.pulls.under_way() || (self.pulls.waits() && self.may_pull()) {
+            return self.advance_pull();
+        }
         match self.stage {
             Stage::Text { .. } => Advance::Read(Want::Text),
             Stage::Registers { index } => Advance::Read(Want::Registers(index)),
             Stage::Notes => Advance::Read(Want::Notes),
             Stage::MemoryMap => Advance::Read(Want::MemoryMap),
             Stage::Verdict => match verdict {
-                Verdict::Undecided | Verdict::Nothing => Advance::Blocked,
                 Verdict::LogOnly => self.enter(Stage::Settle),
-                Verdict::Full { .. } => self.enter(Stage::Pages {
-                    pass: Pass::Precious,
-                    range: 0,
-                    at: 0,
-                }),
+                Verdict::Full { .. } => self.enter(Stage::Pages(Walk::BEGIN)),
+                Verdict::Undecided
+                | Verdict::Nothing
+                | Verdict::Wait { .. }
+                | Verdict::Hold
+                | Verdict::Redirect { .. } => Advance::Blocked,
             },
-            Stage::Pages { pass, range, at } => self.advance_pages(verdict, pass, range, at),
+            Stage::Pages(walk) => self.advance_walk(verdict, walk),
             Stage::Totals => {
-                self.totals.digest = self.digest.value().into();
-                let totals = self.totals;
+                let totals = self.tally.totals();
                 self.enter(Stage::Written);
-                self.copied_record(Kind::Totals, totals.as_bytes())
+                self.copied_record(Kind::Totals, totals.as_bytes(), 0)
             }
             Stage::Written => Advance::Read(Want::Written),
             Stage::Settle if settled => self.enter(Stage::State { piece: 0 }),
@@ -324,17 +313,7 @@ impl Composer {
             Stage::State { .. } => Advance::Read(Want::State),
             Stage::End(ending) => {
                 self.stage = Stage::Done;
-                self.pending = Pending {
-                    head_to: RECORD_HEADER_BYTES,
-                    ..NOTHING_PENDING
-                };
-                self.set_head(&record::header(
-                    Kind::End,
-                    Codec::Raw,
-                    0,
-                    0,
-                    ending.to_wire(),
-                ));
+                self.scratch_record(Kind::End, 0, ending.to_wire());
                 Advance::Composed
             }
             Stage::Done => Advance::Blocked,
@@ -346,52 +325,83 @@ impl Composer {
         Advance::Composed
     }
 
-    fn advance_pages(&mut self, verdict: Verdict, pass: Pass, range: usize, at: u64) -> Advance {
-        if self.batch.at < self.batch.count {
-            return self.compose_pages();
-        }
-        let Verdict::Full { filter } = verdict else {
+    fn advance_walk(&mut self, verdict: Verdict, walk: Walk) -> Advance {
+        let filter = match verdict {
+            Verdict::Full { filter } => filter,
             // The server changed its mind: what is sent so far counts.
+            Verdict::LogOnly => return self.finish_pages(),
+            Verdict::Undecided
+            | Verdict::Nothing
+            | Verdict::Wait { .. }
+            | Verdict::Hold
+            | Verdict::Redirect { .. } => return Advance::Blocked,
+        };
+        let Some((first, count, next)) = walk.next(&self.ram) else {
             return self.finish_pages();
         };
-        let used = self.ranges.get(..self.ranges_used).unwrap_or_default();
-        let Some(current) = used.get(range) else {
-            return match pass {
-                Pass::Precious => self.enter(Stage::Pages {
-                    pass: Pass::Rest,
-                    range: 0,
-                    at: 0,
-                }),
-                Pass::Rest => self.finish_pages(),
-            };
-        };
-        let (first, end) = (
-            current.first.get(),
-            current.first.get().saturating_add(current.pages.get()),
-        );
-        let at = at.max(first);
-        if at >= end {
-            return self.enter(Stage::Pages {
-                pass,
-                range: range.saturating_add(1),
-                at: 0,
-            });
-        }
-        self.stage = Stage::Pages { pass, range, at };
-        // Blocks end at multiples of their size, so that both passes cut memory alike.
-        let block_end = (at | BLOCK_PAGE_MASK).saturating_add(1).min(end);
-        let count = u16::try_from(block_end.saturating_sub(at)).unwrap_or(0);
-        Advance::Read(Want::Pages {
-            first: Pfn(at),
-            count,
-            pass,
-            filter,
-        })
+        self.stage = Stage::Pages(next);
+        self.ask_pages(first, count, next.pass, filter)
     }
 
     fn finish_pages(&mut self) -> Advance {
         self.stage = Stage::Totals;
         self.flush_run()
+    }
+
+    /// Whether a pull can be begun: the memory map is known and the kernel is not writing text.
+    const fn may_pull(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Verdict | Stage::Pages(_) | Stage::Settle | Stage::Done
+        )
+    }
+
+    /// Goes one step on with a pull.
+    fn advance_pull(&mut self) -> Advance {
+        if !self.pulls.under_way() {
+            // What the walk has told of a run belongs before the pull.
+            if self.run.is_some() {
+                return self.flush_run();
+            }
+            let (number, ranges) = self.pulls.begin();
+            let body = ranges.as_bytes();
+            if let Some(to) = self.scratch.get_mut(..body.len()) {
+                to.copy_from_slice(body);
+            }
+            let bytes = body.len();
+            self.scratch_record(Kind::PullBegin, bytes, u64::from(number));
+            return Advance::Composed;
+        }
+        match self.pulls.next(&self.ram, widen(BLOCK_PAGES)) {
+            Piece::Ram(first, pages) => {
+                let count = u16::try_from(pages).unwrap_or(0);
+                self.ask_pages(first, count, Pass::Both, 0)
+            }
+            Piece::Hole(first, pages) => {
+                let why = Kind::Unreadable;
+                self.add_run(Run { first, pages, why })
+            }
+            Piece::Over if self.run.is_some() => self.flush_run(),
+            Piece::Over => {
+                let totals = self.pulls.tally.totals();
+                let number = self.pulls.end();
+                self.copied_record(Kind::PullEnd, totals.as_bytes(), u64::from(number))
+            }
+        }
+    }
+
+    fn ask_pages(&mut self, first: Pfn, count: u16, pass: Pass, filter: u8) -> Advance {
+        self.batch = Batch {
+            first,
+            asked: count.into(),
+            ..NO_BATCH
+        };
+        Advance::Read(Want::Pages {
+            first,
+            count,
+            pass,
+            filter,
+        })
     }
 
     /// Composes the next record of the batch: a block, or a run that something else now follows.
@@ -423,29 +433,27 @@ impl Composer {
             Content::Unreadable => Kind::Unreadable,
             Content::Excluded => Kind::Excluded,
         };
-        match self.run {
-            Some(Run {
-                first,
-                pages: before,
-                why: same,
-            }) if same == why && first.plus(before) == pfn => {
-                self.run = Some(Run {
-                    first,
-                    pages: before.saturating_add(pages),
-                    why,
-                });
-            }
-            Some(_) => return self.flush_run(),
-            None => {
-                self.run = Some(Run {
-                    first: pfn,
-                    pages,
-                    why,
-                })
-            }
-        }
         self.batch.at = end;
-        Advance::Composed
+        self.add_run(Run {
+            first: pfn,
+            pages,
+            why,
+        })
+    }
+
+    /// Adds pages without contents to the run; if they do not continue it, composes it and begins
+    /// another one.
+    fn add_run(&mut self, more: Run) -> Advance {
+        if let Some(run) = &mut self.run
+            && run.why == more.why
+            && run.first.plus(run.pages) == more.first
+        {
+            run.pages = run.pages.saturating_add(more.pages);
+            return Advance::Composed;
+        }
+        let advance = self.flush_run();
+        self.run = Some(more);
+        advance
     }
 
     fn compose_block(&mut self, first: Pfn, at: usize, end: usize) -> Advance {
@@ -456,9 +464,8 @@ impl Composer {
         let Some(raw) = self.scratch.get(from..to) else {
             return Advance::Composed;
         };
-        self.digest.block(first, raw);
+        tally(&mut self.pulls, &mut self.tally).block(first, raw);
         let pages = widen(end.saturating_sub(at));
-        self.totals.data = self.totals.data.get().saturating_add(pages).into();
         // An output shorter than the input: what does not shrink is sent as it is.
         let shrunk = self.block.get_mut(..raw.len().saturating_sub(1));
         let compressed = shrunk.and_then(|output| self.table.compress(raw, output));
@@ -481,17 +488,11 @@ impl Composer {
 
     /// Composes the run, if there is one.
     fn flush_run(&mut self) -> Advance {
-        let Some(Run { first, pages, why }) = self.run.take() else {
+        let Some(run) = self.run.take() else {
             return Advance::Composed;
         };
-        let total = if why == Kind::Zero {
-            &mut self.totals.zero
-        } else if why == Kind::Unreadable {
-            &mut self.totals.unreadable
-        } else {
-            &mut self.totals.excluded
-        };
-        *total = total.get().saturating_add(pages).into();
+        tally(&mut self.pulls, &mut self.tally).run(&run);
+        let Run { first, pages, why } = run;
         let [a, b, c, d, e, f, g, h] = pages.to_le_bytes();
         self.pending = Pending {
             head_to: HEAD_BYTES,
@@ -523,29 +524,17 @@ impl Composer {
         words.iter().all(|word| *word == [0; 8])
     }
 
-    fn keep_ranges(&mut self, bytes: usize) {
-        let map = self
-            .scratch
-            .get(..bytes)
-            .and_then(record::ram_map)
-            .unwrap_or_default();
-        for (to, from) in self.ranges.iter_mut().zip(map) {
-            *to = *from;
-        }
-        self.ranges_used = map.len();
-    }
-
     fn cpu_number(&self) -> u64 {
         self.scratch
             .first_chunk::<4>()
             .map_or(0, |cpu| u64::from(u32::from_le_bytes(*cpu)))
     }
 
-    fn copied_record(&mut self, kind: Kind, body: &[u8]) -> Advance {
+    fn copied_record(&mut self, kind: Kind, body: &[u8], argument: u64) -> Advance {
         if let Some(to) = self.scratch.get_mut(..body.len()) {
             to.copy_from_slice(body);
         }
-        self.scratch_record(kind, body.len(), 0);
+        self.scratch_record(kind, body.len(), argument);
         Advance::Composed
     }
 
@@ -566,12 +555,6 @@ impl Composer {
     }
 }
 
-const BLOCK_PAGE_MASK: u64 = 15;
-const _: () = assert!(
-    BLOCK_PAGES == 16,
-    "the mask must be one less than the pages of a block"
-);
-
 /// What came of one step.
 enum Advance {
     /// Something changed: look again.
@@ -588,6 +571,15 @@ enum Content {
     Unreadable,
     Excluded,
     OtherPass,
+}
+
+/// What the pages that are composed now count for: the pull or the walk.
+const fn tally<'a>(pulls: &'a mut Pulls, walk: &'a mut Tally) -> &'a mut Tally {
+    if pulls.under_way() {
+        &mut pulls.tally
+    } else {
+        walk
+    }
 }
 
 /// A small count as a 64-bit one.

@@ -95,6 +95,8 @@ pub(super) struct Window {
     timer_from: Instant,
     backoff: u32,
     probe: bool,
+    /// How long to be quiet when nothing is under way; none if zero.
+    patience: Micros,
     statistics: Statistics,
 }
 
@@ -144,6 +146,7 @@ impl Window {
             timer_from: Instant::from_micros(0),
             backoff: 0,
             probe: false,
+            patience: Micros::new(0),
             statistics: Statistics {
                 packets: 0,
                 bytes: 0,
@@ -174,6 +177,7 @@ impl Window {
         self.round_trip = None;
         self.backoff = 0;
         self.probe = false;
+        self.patience = Micros::new(0);
         self.statistics = Statistics::default();
     }
 
@@ -187,6 +191,21 @@ impl Window {
 
     pub(super) const fn statistics(&self) -> &Statistics {
         &self.statistics
+    }
+
+    /// The first packet that is not acknowledged.
+    pub(super) const fn base(&self) -> PacketNumber {
+        self.base
+    }
+
+    /// How long the client is quiet when nothing is under way.
+    pub(super) const fn patience(&self) -> Micros {
+        self.patience
+    }
+
+    /// The server wants to hear nothing for so long, unless there is something to send.
+    pub(super) const fn set_patience(&mut self, patience: Micros) {
+        self.patience = patience;
     }
 
     /// Whether everything sent is acknowledged.
@@ -339,6 +358,9 @@ impl Window {
     }
 
     fn timeout(&self) -> Micros {
+        if self.is_empty() && self.patience > Micros::new(0) {
+            return self.patience;
+        }
         let base = match self.round_trip {
             None => TIMEOUT_START,
             Some(RoundTrip {

@@ -8,9 +8,11 @@ use zerocopy::IntoBytes;
 use super::Random;
 use crate::record::{
     self, BLOCK_BYTES, BODY_BYTES_MAX, Codec, Ending, Hello, Kind, Malformed, PFN_MAX,
-    RAM_PAGES_MAX, RAM_RANGES_MAX, RECORD_HEADER_BYTES, RamRange, Record, decode, header,
+    RAM_PAGES_MAX, RAM_RANGES_MAX, RECORD_HEADER_BYTES, RamRange, Record, Totals, decode, header,
 };
-use crate::reply::{Action, BITMAP_BYTES_MAX, REPLY_BYTES_MAX, Reply, Verdict};
+use crate::reply::{
+    Action, BITMAP_BYTES_MAX, PULL_RANGES_MAX, Pull, REPLY_BYTES_MAX, Reply, Verdict,
+};
 use crate::time::Micros;
 use crate::units::{PAGE_BYTES, PacketNumber, Pfn};
 use crate::wire::{HEADER_BYTES, INCARNATION_BYTES};
@@ -244,9 +246,17 @@ fn replies_round_trip() {
         Verdict::Full { filter: 31 },
         Verdict::LogOnly,
         Verdict::Nothing,
+        Verdict::Wait { seconds: 17 },
+        Verdict::Hold,
+        Verdict::Redirect { server: 3 },
     ];
     let actions = [Action::None, Action::Reboot, Action::Halt, Action::Stay];
-    for (verdict, action) in verdicts.into_iter().zip(actions) {
+    let range = |first: u64, pages: u64| RamRange {
+        first: first.into(),
+        pages: pages.into(),
+    };
+    let ranges = [range(7, 1), range(PFN_MAX, u64::MAX)];
+    for (verdict, action) in verdicts.into_iter().zip(actions.into_iter().cycle()) {
         let reply = Reply {
             next: PacketNumber(10),
             credit_end: PacketNumber(300),
@@ -256,20 +266,86 @@ fn replies_round_trip() {
             verdict,
             action,
         };
+        let pull = Pull {
+            number: 9,
+            ranges: &ranges,
+        };
         let mut datagram = [0; REPLY_BYTES_MAX];
-        let length = reply.encode(&[0b101, 0xFF], &mut datagram).expect("fits");
+        let length = reply
+            .encode(&[0b101, 0xFF], pull, &mut datagram)
+            .expect("fits");
         let payload = &datagram[HEADER_BYTES + INCARNATION_BYTES..][..length];
-        assert_eq!(Reply::decode(payload), Some((reply, &[0b101, 0xFF][..])));
+        let opened = Reply::decode(payload).expect("is legal");
+        assert_eq!(opened.reply, reply);
+        assert_eq!(opened.bitmap, &[0b101, 0xFF]);
+        assert_eq!(opened.pull, pull);
         for cut in 0..length {
-            assert_eq!(
-                Reply::decode(&payload[..cut]),
-                None,
+            assert!(
+                Reply::decode(&payload[..cut]).is_none(),
                 "{cut} bytes were taken"
             );
         }
-        assert_eq!(
-            reply.encode(&[0; BITMAP_BYTES_MAX + 1], &mut [0; 2 * REPLY_BYTES_MAX]),
-            None
-        );
+        let mut large = [0; 2 * REPLY_BYTES_MAX];
+        let nothing = Pull::default();
+        let long = [0; BITMAP_BYTES_MAX + 1];
+        assert_eq!(reply.encode(&long, nothing, &mut large), None);
+        let many = Pull {
+            number: 1,
+            ranges: &[range(0, 1); PULL_RANGES_MAX + 1],
+        };
+        assert_eq!(reply.encode(&[], many, &mut large), None);
+        assert_eq!(reply.encode(&long[..9], pull, &mut [0; 60]), None);
+    }
+}
+
+#[test]
+fn the_wire_knows_every_kind_and_no_other() {
+    let totals = Totals::default();
+    let run = 1_u64.to_le_bytes();
+    let range = [1_u64.to_le_bytes(), 1_u64.to_le_bytes()].concat();
+    let bodies: [(Kind, u64, &[u8]); 15] = [
+        (Kind::Hello, 0, &[0; size_of::<Hello>()]),
+        (Kind::Text, 0, b"text"),
+        (Kind::Registers, 0, &[0; size_of::<record::Cpu>()]),
+        (Kind::Notes, 0, b"notes"),
+        (Kind::MemoryMap, 0, &range),
+        (Kind::Pages, 1, &[1; PAGE_BYTES]),
+        (Kind::Zero, 1, &run),
+        (Kind::Unreadable, 1, &run),
+        (Kind::Excluded, 1, &run),
+        (Kind::Totals, 0, totals.as_bytes()),
+        (Kind::Written, 0, &range),
+        (Kind::State, 0, b"state"),
+        (Kind::End, 0, b""),
+        (Kind::PullBegin, 4, &range),
+        (Kind::PullEnd, 4, totals.as_bytes()),
+    ];
+    for (number, (kind, argument, body)) in (1..).zip(bodies) {
+        let bytes = record_bytes(kind, Codec::Raw, 1, argument, body);
+        assert_eq!(bytes[0], number, "{kind:?} has another number");
+        let Ok(Some(decoded)) = decode(&bytes) else {
+            panic!("{kind:?} was not taken");
+        };
+        let back = match decoded.record {
+            Record::Hello(_) => Kind::Hello,
+            Record::Text { .. } => Kind::Text,
+            Record::Registers(_) => Kind::Registers,
+            Record::Notes(_) => Kind::Notes,
+            Record::MemoryMap(_) => Kind::MemoryMap,
+            Record::Pages(_) => Kind::Pages,
+            Record::Run(run) => run.why,
+            Record::Totals(_) => Kind::Totals,
+            Record::Written(_) => Kind::Written,
+            Record::State { .. } => Kind::State,
+            Record::End(_) => Kind::End,
+            Record::PullBegin { .. } => Kind::PullBegin,
+            Record::PullEnd { .. } => Kind::PullEnd,
+        };
+        assert_eq!(back, kind);
+    }
+    for number in (0..=u8::MAX).filter(|number| !(1..=15).contains(number)) {
+        let mut bytes = record_bytes(Kind::Text, Codec::Raw, 0, 0, b"");
+        bytes[0] = number;
+        assert_eq!(malformed(&bytes), Malformed::Kind(number));
     }
 }

@@ -31,7 +31,8 @@ fn check(up: Vec<Fate>, down: Vec<Fate>) {
         report.outcome,
         Outcome {
             action: Action::Reboot,
-            complete: true
+            complete: true,
+            then: proto::client::Then::Over,
         },
         "{context}"
     );

@@ -21,7 +21,8 @@ fn a_host_without_a_server_gives_up_in_time() {
         report.outcome,
         Outcome {
             action: Action::None,
-            complete: false
+            complete: false,
+            then: proto::client::Then::Over,
         }
     );
     assert!(report.time_us >= GIVE_UP.get());
@@ -46,7 +47,8 @@ fn log_only_sends_no_pages() {
         report.outcome,
         Outcome {
             action: Action::Reboot,
-            complete: true
+            complete: true,
+            then: proto::client::Then::Over,
         }
     );
     assert!(report.packets < 10, "{} packets for a log", report.packets);
@@ -74,7 +76,8 @@ fn a_fault_in_the_state_text_costs_nothing_before_it() {
         report.outcome,
         Outcome {
             action: Action::Reboot,
-            complete: true
+            complete: true,
+            then: proto::client::Then::Over,
         }
     );
 }
@@ -88,7 +91,8 @@ fn a_lost_verdict_is_told_again() {
         report.outcome,
         Outcome {
             action: Action::Reboot,
-            complete: true
+            complete: true,
+            then: proto::client::Then::Over,
         }
     );
 }
@@ -104,7 +108,8 @@ fn a_lost_first_packet_is_sent_again() {
         report.outcome,
         Outcome {
             action: Action::Reboot,
-            complete: true
+            complete: true,
+            then: proto::client::Then::Over,
         }
     );
     assert!(report.resent >= 1);
