@@ -73,6 +73,13 @@ impl RamMap {
         Some(start + usize::try_from(pfn.0 - range.first.0).ok()?)
     }
 
+    /// Whether all of `pages` pages from `first` on lie in one range.
+    pub(crate) fn contains_run(&self, first: Pfn, pages: u64) -> bool {
+        let after = self.ranges.partition_point(|range| range.first <= first);
+        let range = after.checked_sub(1).and_then(|at| self.ranges.get(at));
+        range.is_some_and(|range| first.0.saturating_add(pages) <= range.end())
+    }
+
     /// Runs of pages that are in `set`, or not in it, in the order of their numbers. A run never
     /// crosses the end of a RAM range. Each comes with the index of its first page.
     pub(crate) fn runs<'a>(

@@ -137,6 +137,33 @@ impl Reader {
         })
     }
 
+    /// Reads pages that follow each other, with as few system calls as the format allows: as
+    /// [`Self::read_page`] for each of `pages`, whose states go to the same places of `states`.
+    ///
+    /// # Errors
+    /// As [`Self::read_page`]; nothing is said of any page then.
+    pub fn read_pages(
+        &mut self,
+        first: Pfn,
+        pages: &mut [[u8; PAGE_SIZE]],
+        states: &mut [PageState],
+    ) -> Result<(), DumpError> {
+        let in_ram = self.ram.contains_run(first, pages.len() as u64);
+        let whole = match &mut self.body {
+            _ if !in_ram => false,
+            Body::Elf(elf) => elf.run(&self.input, first, pages)?,
+            Body::Kdump(kdump) => kdump.run(&self.input, first, pages)?,
+        };
+        for ((pfn, page), state) in (first.0..).map(Pfn).zip(pages).zip(states) {
+            *state = if whole {
+                PageState::Data
+            } else {
+                self.read_page(pfn, page)?
+            };
+        }
+        Ok(())
+    }
+
     /// Why a page of RAM is not in the file.
     fn absent(&self, pfn: Pfn) -> PageState {
         let Some(facts) = &self.facts else {

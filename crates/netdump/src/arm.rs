@@ -348,7 +348,7 @@ fn field(bytes: &[u8]) -> String {
     text(bytes).unwrap_or_default().to_owned()
 }
 
-fn address(ip: IpAddr) -> Address {
+pub(crate) fn address(ip: IpAddr) -> Address {
     match ip {
         IpAddr::V4(ip) => Address::V4(ip.octets()),
         IpAddr::V6(ip) => Address::V6(ip.octets()),

@@ -1,12 +1,14 @@
 //! netdump, the product: what a host runs to be armed and what a server runs to receive crashes.
 //!
 //! On a host: [`key`] files, the [`way`] to a server asked from the kernel over [`netlink`], the
-//! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`].
+//! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`]. From a file to a
+//! server, as a host would: [`send`].
 
 pub mod arm;
 pub mod key;
 pub mod module;
 pub mod netlink;
+pub mod send;
 pub mod serve;
 pub mod time;
 pub mod way;

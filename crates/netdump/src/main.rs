@@ -3,17 +3,19 @@
 //! An error is one line on stderr and exit code 1; a wrong command line is clap's and exit code 2.
 
 use std::fmt::Display;
-use std::io::{Write as _, stdout};
+use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use clap::{Args, Parser, Subcommand};
 use netdump::arm;
 use netdump::key::{HostKey, HostName};
+use netdump::send::{self, Origin};
 use netdump::serve::events::Events;
 use netdump::serve::finish::Format;
 use netdump::serve::hub::Policy;
@@ -44,6 +46,9 @@ enum Command {
     },
     /// Disarm this host and unload the module.
     Disarm,
+    /// Send a core file, a kdump kernel's /proc/vmcore or computed memory to a server, as a crashed
+    /// host would.
+    Send(SendArgs),
     /// Receive crashes. Ends with SIGINT or SIGTERM; a restarted server goes on with unfinished
     /// crashes.
     Serve(ServeArgs),
@@ -105,6 +110,34 @@ struct ServeArgs {
     json: bool,
 }
 
+#[derive(Args)]
+struct SendArgs {
+    /// A core file (ELF or kdump-compressed), /proc/vmcore, or
+    /// synthetic:SIZE[,zero=P,text=P,random=P,seed=N] (percent of its pages).
+    source: Origin,
+    /// The server: HOST[:PORT].
+    #[arg(long)]
+    server: String,
+    /// The host's key file.
+    #[arg(long)]
+    key: PathBuf,
+    /// Send it so many times at once, each as a crash of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    sessions: u32,
+    /// The most decimal megabytes of UDP payload a second.
+    #[arg(long, value_name = "MB/S")]
+    rate: Option<u64>,
+    /// The largest IP packet, in bytes, where the path would take larger ones.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(576..))]
+    mtu: Option<u16>,
+    /// How many seconds to go on without a reply.
+    #[arg(long, default_value_t = 120)]
+    give_up: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -146,7 +179,36 @@ fn run(command: Command) -> Result<()> {
         ),
         Command::Status { json } => print(json, &arm::status()?),
         Command::Disarm => arm::disarm(),
+        Command::Send(args) => run_send(args),
         Command::Serve(args) => run_server(args),
+    }
+}
+
+fn run_send(args: SendArgs) -> Result<()> {
+    let SendArgs {
+        source,
+        server,
+        key,
+        sessions,
+        rate,
+        mtu,
+        give_up,
+        json,
+    } = args;
+    let report = send::send(&send::Request {
+        origin: source,
+        server,
+        key,
+        sessions,
+        bytes_per_second: rate.map(|megabytes| megabytes.saturating_mul(1_000_000)),
+        mtu,
+        give_up: Duration::from_secs(give_up),
+        progress: !json && stderr().is_terminal(),
+    })?;
+    print(json, &report)?;
+    match report.failure() {
+        Some(failure) => Err(anyhow!("{failure}")),
+        None => Ok(()),
     }
 }
 

@@ -89,7 +89,7 @@ pub fn find(server: &str, device: Option<&str>) -> Result<Way> {
 }
 
 /// The server's address: a numeric one as it stands, else what the resolver says, IPv4 before IPv6.
-fn resolve(server: &str) -> Result<SocketAddr> {
+pub(crate) fn resolve(server: &str) -> Result<SocketAddr> {
     if let Ok(address) = server.parse::<SocketAddr>() {
         return Ok(address);
     }

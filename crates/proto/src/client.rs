@@ -20,7 +20,7 @@ mod window;
 use crate::arming::Server;
 use crate::client::composer::{Composer, Next};
 use crate::client::window::Window;
-use crate::record::{BLOCK_BYTES, Hello};
+use crate::record::{BLOCK_BYTES, Hello, Totals};
 use crate::reply::{Action, Opened, Reply, Verdict};
 use crate::time::{Instant, Micros};
 use crate::units::{PacketNumber, Pfn, SessionId};
@@ -308,6 +308,18 @@ impl Client {
     #[must_use]
     pub const fn statistics(&self) -> &Statistics {
         self.window.statistics()
+    }
+
+    /// Getter: pages told so far, by kind, and their digest.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.composer.totals()
+    }
+
+    /// Getter: the smoothed round trip, once one is measured.
+    #[must_use]
+    pub const fn round_trip(&self) -> Option<Micros> {
+        self.window.round_trip()
     }
 
     /// Getter: the server's verdict so far.

@@ -83,17 +83,35 @@ impl ElfReader {
         pfn: Pfn,
         page: &mut [u8; PAGE_SIZE],
     ) -> Result<bool, DumpError> {
-        let after = self.runs.partition_point(|run| run.range.first <= pfn);
-        let Some(run) = after.checked_sub(1).and_then(|at| self.runs.get(at)) else {
+        let Some(offset) = self.place(pfn, 1) else {
             return Ok(false);
         };
-        let skipped = pfn.0 - run.range.first.0;
-        if skipped >= run.stored {
-            return Ok(false);
-        }
-        // Checked when the segment was read, so this cannot wrap.
-        input.fill("page data", run.offset + skipped * PAGE, page)?;
+        input.fill("page data", offset, page)?;
         Ok(true)
+    }
+
+    /// Reads pages that follow each other with one system call; false, with nothing read, when they
+    /// are not in one piece in the file.
+    pub(crate) fn run(
+        &self,
+        input: &Input,
+        first: Pfn,
+        pages: &mut [[u8; PAGE_SIZE]],
+    ) -> Result<bool, DumpError> {
+        let Some(offset) = self.place(first, pages.len() as u64) else {
+            return Ok(false);
+        };
+        input.fill("page data", offset, pages.as_flattened_mut())?;
+        Ok(true)
+    }
+
+    /// Where so many pages lie in one piece.
+    fn place(&self, first: Pfn, pages: u64) -> Option<u64> {
+        let after = self.runs.partition_point(|run| run.range.first <= first);
+        let run = self.runs.get(after.checked_sub(1)?)?;
+        let skipped = first.0 - run.range.first.0;
+        // Checked when the segment was read, so this cannot wrap.
+        (skipped.saturating_add(pages) <= run.stored).then_some(run.offset + skipped * PAGE)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reading kdump-compressed files: ours, makedumpfile's and QEMU's.
 
 use flate2::{Decompress, FlushDecompress, Status};
+use zerocopy::FromBytes as _;
 
 use super::layout::{
     BLOCK, DESCRIPTOR, Descriptor, FLAG_LZO, FLAG_SNAPPY, FLAG_ZLIB, FLAG_ZSTD, Header,
@@ -23,9 +24,22 @@ pub(crate) struct KdumpReader {
     /// Pages in the file before each group of [`RANK_PAGES`].
     ranks: Vec<u64>,
     descriptors_at: u64,
+    codecs: Codecs,
+    packed: Box<[u8; PAGE_SIZE]>,
+}
+
+/// What pages are unpacked with.
+struct Codecs {
     zlib: Decompress,
     zstd: zstd::bulk::Decompressor<'static>,
-    packed: Box<[u8; PAGE_SIZE]>,
+}
+
+/// Why a page cannot be unpacked.
+enum Unpack {
+    /// It is damaged; the sentence says how.
+    Damaged(String),
+    /// It is compressed in a way that is not read here.
+    Unsupported(DumpError),
 }
 
 /// What the headers and notes of a file say.
@@ -64,9 +78,11 @@ impl KdumpReader {
                 in_file,
                 ranks,
                 descriptors_at: layout.descriptors_at,
-                zlib: Decompress::new(true),
-                zstd: zstd::bulk::Decompressor::new()
-                    .map_err(DumpError::io("making a decompressor", input.path()))?,
+                codecs: Codecs {
+                    zlib: Decompress::new(true),
+                    zstd: zstd::bulk::Decompressor::new()
+                        .map_err(DumpError::io("making a decompressor", input.path()))?,
+                },
                 packed: Box::new([0; PAGE_SIZE]),
             },
         })
@@ -85,51 +101,73 @@ impl KdumpReader {
         // The rank is below 2^36, so this cannot wrap.
         let place = self.descriptors_at + rank * DESCRIPTOR;
         let descriptor: Descriptor = input.record("a page descriptor", place)?;
-        let (offset, flags) = (descriptor.offset.get(), descriptor.flags.get());
-        if offset == 0 {
+        if descriptor.offset.get() == 0 {
             // makedumpfile's mark for pages lost when the disk was full.
             return Ok(false);
         }
-        let bytes = usize::try_from(descriptor.bytes.get()).unwrap_or(usize::MAX);
-        let bad = |what: String| {
-            DumpError::malformed(input.path(), place, format!("pfn {:#x}: {what}", pfn.0))
+        let bytes = packed_bytes(&descriptor).map_err(|what| damaged(input, place, pfn, what))?;
+        let packed = self.packed.get_mut(..bytes).unwrap_or_default();
+        input.fill("page data", descriptor.offset.get(), packed)?;
+        self.codecs
+            .unpack(input, descriptor.flags.get(), packed, page)
+            .map_err(|why| why.at(input, place, pfn))?;
+        Ok(true)
+    }
+
+    /// Reads pages that follow each other with two system calls; false, with nothing said of any,
+    /// when they are not all in the file or their data lies too far apart.
+    pub(crate) fn run(
+        &mut self,
+        input: &Input,
+        first: Pfn,
+        pages: &mut [[u8; PAGE_SIZE]],
+    ) -> Result<bool, DumpError> {
+        let all = (first.0..).map(Pfn).take(pages.len());
+        let (Some(rank), true) = (
+            self.rank(first),
+            all.clone().all(|pfn| self.is_in_file(pfn)),
+        ) else {
+            return Ok(false);
         };
-        let packed = self.packed.get_mut(..bytes).ok_or_else(|| {
-            bad(format!(
-                "its data has {bytes} bytes, more than a page's {PAGE_SIZE}"
-            ))
-        })?;
-        input.fill("page data", offset, packed)?;
-        let unpacked = match flags {
-            0 => {
-                let stored = packed.len();
-                page.copy_from_slice(
-                    self.packed
-                        .get(..stored)
-                        .filter(|data| data.len() == PAGE_SIZE)
-                        .ok_or_else(|| {
-                            bad(format!(
-                                "it is stored as it is but has {stored} bytes, not {PAGE_SIZE}"
-                            ))
-                        })?,
-                );
-                PAGE_SIZE
-            }
-            FLAG_ZLIB => inflate(&mut self.zlib, packed, page).map_err(bad)?,
-            FLAG_ZSTD => self
-                .zstd
-                .decompress_to_buffer(packed, page.as_mut_slice())
-                .map_err(|error| bad(format!("its zstd data is damaged: {error}")))?,
-            FLAG_LZO => return Err(unsupported(input, "LZO")),
-            FLAG_SNAPPY => return Err(unsupported(input, "snappy")),
-            other => return Err(bad(format!("flags {other:#x} name no known compression"))),
-        };
-        if unpacked != PAGE_SIZE {
-            return Err(bad(format!(
-                "it unpacks to {unpacked} bytes, not {PAGE_SIZE}"
-            )));
+        let place = self.descriptors_at + rank * DESCRIPTOR;
+        let bytes = input.bytes("page descriptors", place, pages.len() as u64 * DESCRIPTOR)?;
+        // Their length is a multiple of a descriptor's, so this cannot fail.
+        let descriptors = <[Descriptor]>::ref_from_bytes(&bytes).unwrap_or_default();
+        let begin = descriptors
+            .iter()
+            .map(|page| page.offset.get())
+            .min()
+            .unwrap_or(0);
+        let ends = descriptors
+            .iter()
+            .map(|page| page.offset.get().saturating_add(page.bytes.get().into()));
+        let length = ends.max().unwrap_or(0).saturating_sub(begin);
+        if begin == 0 || length > (pages.len() * PAGE_SIZE) as u64 {
+            return Ok(false);
+        }
+        let data = input.bytes("page data", begin, length)?;
+        let places = (place..).step_by(size_of::<Descriptor>());
+        for (((pfn, descriptor), place), page) in all.zip(descriptors).zip(places).zip(pages) {
+            let bytes =
+                packed_bytes(descriptor).map_err(|what| damaged(input, place, pfn, what))?;
+            let from = usize::try_from(descriptor.offset.get() - begin).unwrap_or(usize::MAX);
+            let packed = data.get(from..).and_then(|rest| rest.get(..bytes));
+            self.codecs
+                .unpack(
+                    input,
+                    descriptor.flags.get(),
+                    packed.unwrap_or_default(),
+                    page,
+                )
+                .map_err(|why| why.at(input, place, pfn))?;
         }
         Ok(true)
+    }
+
+    fn is_in_file(&self, pfn: Pfn) -> bool {
+        let at = usize::try_from(pfn.0).ok();
+        at.and_then(|at| Some(self.in_file.get(at / 8)? >> (at % 8) & 1 != 0))
+            .unwrap_or(false)
     }
 
     /// How many pages in the file come before `pfn`, or `None` when it is not in the file.
@@ -144,6 +182,68 @@ impl KdumpReader {
         let low = byte & ((1 << (at % 8)) - 1);
         Some(self.ranks.get(group)? + ones(before) + u64::from(low.count_ones()))
     }
+}
+
+impl Codecs {
+    fn unpack(
+        &mut self,
+        input: &Input,
+        flags: u32,
+        packed: &[u8],
+        page: &mut [u8; PAGE_SIZE],
+    ) -> Result<(), Unpack> {
+        let unpacked = match flags {
+            0 => {
+                let stored = packed.len();
+                *page = *<&[u8; PAGE_SIZE]>::try_from(packed).map_err(|_length| {
+                    Unpack::Damaged(format!(
+                        "it is stored as it is but has {stored} bytes, not {PAGE_SIZE}"
+                    ))
+                })?;
+                PAGE_SIZE
+            }
+            FLAG_ZLIB => inflate(&mut self.zlib, packed, page).map_err(Unpack::Damaged)?,
+            FLAG_ZSTD => self
+                .zstd
+                .decompress_to_buffer(packed, page.as_mut_slice())
+                .map_err(|error| Unpack::Damaged(format!("its zstd data is damaged: {error}")))?,
+            FLAG_LZO => return Err(Unpack::Unsupported(unsupported(input, "LZO"))),
+            FLAG_SNAPPY => return Err(Unpack::Unsupported(unsupported(input, "snappy"))),
+            other => {
+                let what = format!("flags {other:#x} name no known compression");
+                return Err(Unpack::Damaged(what));
+            }
+        };
+        if unpacked != PAGE_SIZE {
+            let what = format!("it unpacks to {unpacked} bytes, not {PAGE_SIZE}");
+            return Err(Unpack::Damaged(what));
+        }
+        Ok(())
+    }
+}
+
+impl Unpack {
+    fn at(self, input: &Input, place: u64, pfn: Pfn) -> DumpError {
+        match self {
+            Self::Damaged(what) => damaged(input, place, pfn, what),
+            Self::Unsupported(error) => error,
+        }
+    }
+}
+
+fn damaged(input: &Input, place: u64, pfn: Pfn, what: String) -> DumpError {
+    DumpError::malformed(input.path(), place, format!("pfn {:#x}: {what}", pfn.0))
+}
+
+/// The length of a page's data.
+fn packed_bytes(descriptor: &Descriptor) -> Result<usize, String> {
+    let bytes = usize::try_from(descriptor.bytes.get()).unwrap_or(usize::MAX);
+    if bytes > PAGE_SIZE {
+        return Err(format!(
+            "its data has {bytes} bytes, more than a page's {PAGE_SIZE}"
+        ));
+    }
+    Ok(bytes)
 }
 
 /// Where things are, checked against each other and the file.

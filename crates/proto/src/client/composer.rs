@@ -149,6 +149,10 @@ impl Composer {
         &mut self.scratch
     }
 
+    pub(super) fn totals(&self) -> record::Totals {
+        self.tally.totals()
+    }
+
     /// Whether the stream has been composed to its end.
     pub(super) fn done(&self) -> bool {
         self.stage == Stage::Done

@@ -208,6 +208,13 @@ impl Window {
         self.patience = patience;
     }
 
+    pub(super) const fn round_trip(&self) -> Option<Micros> {
+        match self.round_trip {
+            Some(RoundTrip { smoothed, .. }) => Some(smoothed),
+            None => None,
+        }
+    }
+
     /// Whether everything sent is acknowledged.
     pub(super) fn is_empty(&self) -> bool {
         self.base == self.next

@@ -1,0 +1,58 @@
+//! `netdump send`: the client engine in user space, over an ordinary UDP socket.
+//!
+//! What a crashed host sends from its frozen memory, this sends from a [`source`]: a core file,
+//! `/proc/vmcore` of a kdump kernel, or memory that is computed. It obeys the server's verdict and
+//! prints its action, but never carries it out. With many sessions it is the load generator.
+//!
+//! How a page travels: the engine asks for a block, [`source`] reads it straight into the engine's
+//! scratch buffer, the engine seals it into a buffer of the [`session`]'s pool, and a [`train`]
+//! hands up to 64 such buffers to the kernel with one system call.
+
+mod corefile;
+mod fleet;
+mod report;
+mod session;
+mod source;
+mod synthetic;
+mod train;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::key::HostKey;
+use crate::way;
+
+pub use self::report::Report;
+pub use self::source::Origin;
+pub use self::synthetic::Synthetic;
+
+/// What `netdump send` was asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What to send.
+    pub origin: Origin,
+    /// The server, `HOST[:PORT]`.
+    pub server: String,
+    /// The host's key file.
+    pub key: PathBuf,
+    /// Sessions at the same time, each with an arming id of its own.
+    pub sessions: u32,
+    /// The most bytes of UDP payload a second, all sessions together; `None` is no limit.
+    pub bytes_per_second: Option<u64>,
+    /// The largest IP packet to send, where the path would take larger ones.
+    pub mtu: Option<u16>,
+    /// How long to go on without a reply.
+    pub give_up: Duration,
+    /// Show a progress bar.
+    pub progress: bool,
+}
+
+/// Sends; returns when every session is over, however it ended: [`Report::failure`] says whether
+/// all of them were whole.
+pub fn send(request: &Request) -> Result<Report> {
+    let key = HostKey::load(&request.key)?;
+    let server = way::resolve(&request.server)?;
+    fleet::run(request, &key, server)
+}
