@@ -81,21 +81,28 @@ impl Source for Memory {
         for ((pfn, page), status) in (first..).zip(pages).zip(statuses) {
             *status = PageStatus::Read;
             let dice = mix(self.seed ^ (pfn / STRETCH_PAGES)) % 100;
-            let template = if dice < self.wish.zero.into() {
-                page.fill(0);
-                continue;
-            } else if dice < u64::from(self.wish.zero) + u64::from(self.wish.text) {
-                &self.templates.text
-            } else {
-                &self.templates.random
-            };
             let number = mix(self.seed ^ pfn ^ PAGE_SALT);
-            let room = template.len() - PAGE_BYTES;
-            let at = usize::try_from(number % room as u64).unwrap_or(0);
-            page.copy_from_slice(&template[at..at + PAGE_BYTES]);
-            page[..8].copy_from_slice(&number.to_le_bytes());
+            if dice < self.wish.zero.into() {
+                page.fill(0);
+            } else if dice < u64::from(self.wish.zero) + u64::from(self.wish.text) {
+                page.copy_from_slice(window(&self.templates.text, number));
+                page[..8].copy_from_slice(&number.to_le_bytes());
+            } else {
+                // Windows overlap; with a number mixed in, no part of one repeats in another.
+                let (from, _) = window(&self.templates.random, number).as_chunks::<8>();
+                for (to, from) in page.as_chunks_mut::<8>().0.iter_mut().zip(from) {
+                    *to = (u64::from_le_bytes(*from) ^ number).to_le_bytes();
+                }
+            }
         }
     }
+}
+
+/// The page's part of a template.
+fn window(template: &[u8], number: u64) -> &[u8] {
+    let room = template.len() - PAGE_BYTES;
+    let at = usize::try_from(number % room as u64).unwrap_or(0);
+    &template[at..at + PAGE_BYTES]
 }
 
 impl Templates {
