@@ -11,7 +11,7 @@
 #include <linux/types.h>
 
 /* Bytes of proto::arming's message and status, of a block of pages, and of texts. */
-#define ND_MESSAGE_BYTES	596
+#define ND_MESSAGE_BYTES	662
 #define ND_STATUS_BYTES		372
 #define ND_TEXT_BYTES		160
 #define ND_SCRATCH_BYTES	65536
@@ -30,10 +30,12 @@ enum nd_command {
 /* The part of an arming message that the shim acts on. */
 struct nd_arming {
 	u32 ifindex;
-	/* Longest frame the core will build, in bytes, Ethernet header included. */
+	/* Longest frame the core will build, in bytes, Ethernet header and tag included. */
 	u32 frame_bytes_max;
+	/* The same without what is before the IP header: what a device's MTU limits. */
+	u32 packet_bytes_max;
 };
-static_assert(sizeof(struct nd_arming) == 8);
+static_assert(sizeof(struct nd_arming) == 12);
 
 enum nd_state {
 	ND_IDLE,
@@ -188,14 +190,14 @@ void nd_core_state_faulted(void);
 void nd_core_status(const struct nd_status *status, u8 out[ND_STATUS_BYTES]);
 void nd_core_step(u64 now, struct nd_step *step);
 #ifdef ND_BENCH
-/* Makes a frame of the largest size in `slot`; returns its bytes. The overhead is what is not UDP payload. */
+/* Makes a frame of the largest size in `slot`; returns its bytes. The payload is UDP's in each of them. */
 u32 nd_core_bench(u32 slot, u64 number, bool sealed);
-u32 nd_core_bench_overhead(void);
+u32 nd_core_bench_payload(void);
 #endif
 
 /*
  * The shim's functions: the frame of a transmit buffer, or NULL while the device still owns it, and how long frames may
- * be. Slot `pool_slots` is a spare one for answers to ARP.
+ * be. Slot `pool_slots` is a spare one for questions and answers about Ethernet addresses.
  */
 u8 *nd_frame(u32 slot);
 size_t nd_frame_bytes(void);

@@ -12,6 +12,7 @@
 #include <linux/console.h>
 #include <linux/etherdevice.h>
 #include <linux/if_arp.h>
+#include <linux/if_vlan.h>
 #include <linux/kdebug.h>
 #include <linux/kexec.h>
 #include <linux/kprobes.h>
@@ -338,15 +339,40 @@ static void nd_touch_frame(struct sk_buff *skb)
 		nd_touch(skb_frag_page(&skb_shinfo(skb)->frags[i]));
 }
 
+/*
+ * Copies a frame to nd.frame as it was on the wire; returns its bytes, or 0 if it cannot be one for us. Device or kernel
+ * have taken an 802.1Q tag out of it before, which is put back.
+ */
+static unsigned int nd_copy_frame(struct sk_buff *skb)
+{
+	const unsigned int addresses = 2 * ETH_ALEN;
+	unsigned int bytes, tag_bytes = 0;
+	__be16 tag[2];
+
+	skb_push(skb, skb->data - skb_mac_header(skb));
+	bytes = skb->len;
+	if (skb_vlan_tag_present(skb)) {
+		tag[0] = skb->vlan_proto;
+		tag[1] = htons(skb_vlan_tag_get(skb));
+		tag_bytes = sizeof(tag);
+	}
+	if (bytes < ETH_HLEN || bytes + tag_bytes > ND_RECEIVE_BYTES)
+		return 0;
+	memcpy(nd.frame + addresses, tag, tag_bytes);
+	if (skb_copy_bits(skb, 0, nd.frame, addresses) ||
+	    skb_copy_bits(skb, addresses, nd.frame + addresses + tag_bytes, bytes - addresses))
+		return 0;
+	return bytes + tag_bytes;
+}
+
 static rx_handler_result_t nd_on_frame(struct sk_buff **pskb)
 {
 	struct sk_buff *skb = *pskb;
 	unsigned int bytes;
 
 	nd_touch_frame(skb);
-	skb_push(skb, skb->data - skb_mac_header(skb));
-	bytes = skb->len;
-	if (nd.place == ND_PLACE_NETWORK && bytes <= ND_RECEIVE_BYTES && !skb_copy_bits(skb, 0, nd.frame, bytes)) {
+	bytes = nd_copy_frame(skb);
+	if (nd.place == ND_PLACE_NETWORK && bytes) {
 		nd.received = true;
 		nd.place = ND_PLACE_CORE;
 		nd_core_frame(nd_now(), nd.frame, bytes);
@@ -359,8 +385,8 @@ static rx_handler_result_t nd_on_frame(struct sk_buff **pskb)
 
 /*
  * Everything the device receives comes to nd_on_frame() on this CPU: no steering to CPUs that are stopped, no packet
- * sockets whose locks they may hold. Done after the crash only, so it costs nothing before, and no bridge or bond above
- * the device matters.
+ * sockets whose locks they may hold. Done after the crash only, so it costs nothing before, and no bridge, bond or VLAN
+ * above the device matters.
  */
 static void nd_take_frames(void)
 {
@@ -368,6 +394,10 @@ static void nd_take_frames(void)
 
 	rcu_assign_pointer(nd.device->rx_handler, nd_on_frame);
 	INIT_LIST_HEAD(&nd.device->ptype_all);
+#if IS_ENABLED(CONFIG_VLAN_8021Q)
+	/* A frame for one of these devices would go to it before the handler is asked. */
+	RCU_INIT_POINTER(nd.device->vlan_info, NULL);
+#endif
 #ifdef CONFIG_RPS
 	for (i = 0; i < nd.device->num_rx_queues; i++) {
 		RCU_INIT_POINTER(nd.device->_rx[i].rps_map, NULL);
@@ -454,8 +484,8 @@ static void nd_transmit(u32 slot, u32 bytes, bool more)
 	skb->data_len = 0;
 	skb_set_tail_pointer(skb, bytes);
 	skb_reset_mac_header(skb);
-	skb_set_network_header(skb, ETH_HLEN);
 	skb->protocol = eth_hdr(skb)->h_proto;
+	skb_set_network_header(skb, skb->protocol == htons(ETH_P_8021Q) ? VLAN_ETH_HLEN : ETH_HLEN);
 	skb->ip_summed = CHECKSUM_NONE;
 	skb->dev = nd.device;
 	skb_set_queue_mapping(skb, 0);
@@ -903,7 +933,7 @@ static void nd_bench(const char *kind, bool sealed)
 			sent++;
 		}
 	}
-	bytes = sent * (nd.frame_bytes_max - nd_core_bench_overhead());
+	bytes = sent * nd_core_bench_payload();
 	rate = div64_u64(bytes * 100, nd_now() - start);
 	pr_info("netdump: bench %s %llu.%02llu MB/s\n", kind, rate / 100, rate % 100);
 }
@@ -937,6 +967,9 @@ static void nd_crashed(const char *reason)
 	static struct nd_crash crash;
 	bool console;
 	rx_handler_func_t *rx_handler = rcu_dereference_raw(nd.device->rx_handler);
+#if IS_ENABLED(CONFIG_VLAN_8021Q)
+	struct vlan_info *vlan_info = rcu_dereference_raw(nd.device->vlan_info);
+#endif
 
 	nd_stop_others();
 	nd_capture_own();
@@ -960,6 +993,9 @@ static void nd_crashed(const char *reason)
 	nd_finish(nd_run());
 
 	rcu_assign_pointer(nd.device->rx_handler, rx_handler);
+#if IS_ENABLED(CONFIG_VLAN_8021Q)
+	rcu_assign_pointer(nd.device->vlan_info, vlan_info);
+#endif
 	rcu_read_unlock();
 	if (console)
 		console_unlock();
@@ -1013,7 +1049,7 @@ static bool nd_driver_unfit(const char *driver)
 	return false;
 }
 
-static int nd_check_device(const struct net_device *device, u32 frame_bytes_max)
+static int nd_check_device(const struct net_device *device, u32 packet_bytes_max)
 {
 	if (!tsc_khz)
 		return nd_refuse(-EOPNOTSUPP, "this machine has no TSC of known frequency");
@@ -1023,13 +1059,13 @@ static int nd_check_device(const struct net_device *device, u32 frame_bytes_max)
 		return nd_refuse(-ENETDOWN, "device %s is down: bring it up first", device->name);
 	if (list_empty(&device->napi_list))
 		return nd_refuse(-EOPNOTSUPP,
-				 "device %s cannot be polled (no NAPI): if it is a bridge, bond or VLAN, name the device below it",
+				 "device %s cannot be polled (no NAPI): name the device below it, if it is made of another",
 				 device->name);
 	if (nd_driver_unfit(nd_driver_name(device)))
 		return nd_refuse(-EOPNOTSUPP, "device %s cannot be polled: driver %s sends only with interrupts on",
 				 device->name, nd_driver_name(device));
-	if (frame_bytes_max > device->mtu + ETH_HLEN)
-		return nd_refuse(-EMSGSIZE, "frames of %u bytes exceed device %s's MTU of %u: arm anew", frame_bytes_max,
+	if (packet_bytes_max > device->mtu)
+		return nd_refuse(-EMSGSIZE, "packets of %u bytes exceed device %s's MTU of %u: arm anew", packet_bytes_max,
 				 device->name, device->mtu);
 	return 0;
 }
@@ -1067,7 +1103,7 @@ static int nd_pool_fill(void)
 
 	if (!nd_pool_add(0))
 		return nd_refuse(-ENOMEM, "no memory for transmit buffers");
-	nd.slots = ND_SLOTS_USUAL;
+	nd.slots = ND_SLOTS_MAX;
 	while (nd.slots > ND_SLOTS_MIN && nd.slots * (u64)nd.pool[0]->truesize > ND_POOL_BYTES)
 		nd.slots /= 2;
 	for (i = 1; i <= nd.slots; i++)
@@ -1264,7 +1300,7 @@ static int nd_arm(const struct nd_arming *arming)
 
 	if (!device)
 		return nd_refuse(-ENODEV, "there is no device with index %u", arming->ifindex);
-	error = nd_check_device(device, arming->frame_bytes_max);
+	error = nd_check_device(device, arming->packet_bytes_max);
 	if (error) {
 		dev_put(device);
 		return error;

@@ -35,10 +35,9 @@
 #define ND_RESERVE_BLOCKS	80
 #define ND_RESERVE_ORDER	3
 
-/* Memory that the transmit pool may take; longer frames get fewer buffers. */
+/* Memory that the transmit pool may take. It holds 256 frames of an MTU of 1500; longer ones get fewer buffers. */
 #define ND_POOL_BYTES		(704 * 1024)
 #define ND_SLOTS_MIN		16
-#define ND_SLOTS_USUAL		256
 
 /* Longest frame taken from the network: the largest reply and its headers fit. */
 #define ND_RECEIVE_BYTES	2048

@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use proto::arming::{
     Address, Arming, Command, HOST_BYTES, Refusal, SERVERS_MAX, STATUS_BYTES, Server, State,
-    Status, text,
+    Status, VLAN_MASK, text,
 };
 use proto::units::{ArmingId, KeyId, SessionId};
 use proto::wire::PORT;
@@ -25,14 +25,17 @@ use crate::way::{self, Way};
 /// What `netdump arm` was asked for.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The server, `HOST[:PORT]`.
-    pub server: String,
+    /// The servers, `HOST[:PORT]`, in the order in which a crash tries them; 1 to
+    /// [`SERVERS_MAX`].
+    pub servers: Vec<String>,
     /// The host's key file.
     pub key: PathBuf,
     /// The device to use; `None` leaves it to the routing table.
     pub device: Option<String>,
     /// The module file; `None` looks where packages put it.
     pub module: Option<PathBuf>,
+    /// The largest IP packet to send, in bytes; `None` is what device and path carry.
+    pub mtu: Option<u32>,
 }
 
 /// An arming that the module took.
@@ -41,15 +44,24 @@ pub struct Armed {
     host: String,
     device: String,
     driver: String,
-    local: IpAddr,
-    server: String,
-    next_hop: IpAddr,
-    next_hop_mac: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vlan: Option<u16>,
+    servers: Vec<ArmedServer>,
     datagram_bytes: u16,
-    session: String,
     memory_bytes: u64,
     ram_pages: u64,
     cpus: u32,
+}
+
+/// One of its servers.
+#[derive(Debug, Clone, Serialize)]
+struct ArmedServer {
+    address: String,
+    local: IpAddr,
+    next_hop: IpAddr,
+    /// `None`: nobody answered; a crash asks again.
+    next_hop_mac: Option<String>,
+    session: String,
 }
 
 /// What the module says of itself.
@@ -86,14 +98,17 @@ struct Memory {
     other: u64,
 }
 
-/// Arms this host: finds the way to the server, loads the module if need be, and hands it the
+/// Arms this host: finds the ways to the servers, loads the module if need be, and hands it the
 /// arming.
 ///
-/// Everything that can be found wrong without the module is found before it is loaded.
+/// Everything that can be found wrong without the module is found before it is loaded. Of several
+/// servers one must answer now; the others may be down, as they may be when the host crashes.
 pub fn arm(request: &Request) -> Result<Armed> {
     let key = HostKey::load(&request.key)?;
-    let way = way::find(&request.server, request.device.as_deref())?;
-    let (arming, session) = arming(&key, &way)?;
+    let ways = find_ways(request)?;
+    let way = ways.first().context("no server is named: give --server")?;
+    let arming = arming(&key, &ways)?;
+    let (datagram_bytes, sessions) = (arming.datagram_bytes, sessions(&arming));
     module::load(request.module.as_deref())?;
     write(&Command::Arm(arming))
         .with_context(|| format!("cannot arm on device {}", way.device.name))?;
@@ -103,20 +118,59 @@ pub fn arm(request: &Request) -> Result<Armed> {
         "the module took the arming but is not armed: {}",
         module_message(&status).unwrap_or_else(|| "it does not say why".to_owned())
     );
+    let servers = ways.iter().zip(sessions).map(|(way, session)| ArmedServer {
+        address: way.remote.to_string(),
+        local: way.local,
+        next_hop: way.next_hop,
+        next_hop_mac: way.next_hop_mac.map(mac_text),
+        session: session.to_string(),
+    });
     Ok(Armed {
         host: key.host.to_string(),
-        device: way.device.name,
+        device: way.device.name.clone(),
         driver: field(&status.driver),
-        local: way.local,
-        server: way.remote.to_string(),
-        next_hop: way.next_hop,
-        next_hop_mac: mac_text(way.next_hop_mac),
-        datagram_bytes: way.datagram_bytes,
-        session: session.to_string(),
+        vlan: way.tag.map(|tag| tag & VLAN_MASK),
+        servers: servers.collect(),
+        datagram_bytes,
         memory_bytes: Memory::of(&status).total,
         ram_pages: status.ram_pages.get(),
         cpus: status.cpus.get(),
     })
+}
+
+/// The ways to all servers, which must begin with one device.
+fn find_ways(request: &Request) -> Result<Vec<Way>> {
+    ensure!(
+        request.servers.len() <= SERVERS_MAX,
+        "{} servers are named, {SERVERS_MAX} is the most",
+        request.servers.len()
+    );
+    let mut ways: Vec<Way> = Vec::new();
+    for server in &request.servers {
+        let way = way::find(server, request.device.as_deref(), request.mtu)?;
+        if let Some(first) = ways.first() {
+            ensure!(
+                (first.device.index, first.tag) == (way.device.index, way.tag),
+                "server {} is reached by {}, server {} by {}: a crash uses one device and one \
+                 VLAN; name servers that share them",
+                first.remote,
+                by(first),
+                way.remote,
+                by(&way)
+            );
+        }
+        ways.push(way);
+    }
+    if let Some(way) = ways.first() {
+        let answered = ways.iter().any(|way| way.next_hop_mac.is_some());
+        ensure!(answered, way::unanswered(way));
+    }
+    Ok(ways)
+}
+
+fn by(way: &Way) -> String {
+    let vlan = way.tag.map(|tag| format!(" VLAN {}", tag & VLAN_MASK));
+    format!("{}{}", way.device.name, vlan.unwrap_or_default())
 }
 
 /// Asks the module how it stands. It is no error when it is not loaded or not armed.
@@ -140,40 +194,53 @@ pub fn disarm() -> Result<()> {
     module::unload()
 }
 
-/// The message to the module, with a session of its own: random, so that no key is ever derived
-/// twice.
-fn arming(key: &HostKey, way: &Way) -> Result<(Arming, SessionId)> {
+/// The message to the module, with a session of its own for each server: random, so that no key is
+/// ever derived twice.
+fn arming(key: &HostKey, ways: &[Way]) -> Result<Arming> {
+    let mut servers = [const { None }; SERVERS_MAX];
+    for (place, way) in servers.iter_mut().zip(ways) {
+        *place = Some(server(key, way)?);
+    }
+    let first = ways.first().context("no way to any server")?;
+    let datagram_bytes = ways.iter().map(|way| way.datagram_bytes).min();
+    let mut host = [0; HOST_BYTES];
+    let name = key.host.as_str().as_bytes();
+    host.get_mut(..name.len())
+        .context("host name too long")?
+        .copy_from_slice(name);
+    Ok(Arming {
+        ifindex: first.device.index,
+        vlan: first.tag,
+        datagram_bytes: datagram_bytes.unwrap_or(first.datagram_bytes),
+        give_up_seconds: GIVE_UP_SECONDS,
+        boot: boot_id()?,
+        host,
+        servers,
+    })
+}
+
+fn server(key: &HostKey, way: &Way) -> Result<Server> {
     let mut random = [0; 8];
     fill_random(&mut random)?;
     let session = SessionId {
         key: key.id,
         arming: ArmingId(u64::from_le_bytes(random)),
     };
-    let server = Server {
+    Ok(Server {
         local: address(way.local),
         local_port: PORT,
         remote: address(way.remote.ip()),
         remote_port: way.remote.port(),
-        next_hop: way.next_hop_mac,
+        next_hop: address(way.next_hop),
+        next_hop_mac: way.next_hop_mac.unwrap_or_default(),
         session,
         keys: key.secret.session_keys(session),
-    };
-    let mut servers = [const { None }; SERVERS_MAX];
-    servers[0] = Some(server);
-    let mut host = [0; HOST_BYTES];
-    let name = key.host.as_str().as_bytes();
-    host.get_mut(..name.len())
-        .context("host name too long")?
-        .copy_from_slice(name);
-    let arming = Arming {
-        ifindex: way.device.index,
-        datagram_bytes: way.datagram_bytes,
-        give_up_seconds: GIVE_UP_SECONDS,
-        boot: boot_id()?,
-        host,
-        servers,
-    };
-    Ok((arming, session))
+    })
+}
+
+fn sessions(arming: &Arming) -> Vec<SessionId> {
+    let servers = arming.servers.iter().flatten();
+    servers.map(|server| server.session).collect()
 }
 
 fn boot_id() -> Result<[u8; 16]> {
@@ -283,13 +350,29 @@ impl Report {
 
 impl fmt::Display for Armed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "armed: {} sends its crash to {}", self.host, self.server)?;
+        write!(f, "armed: {} sends its crash", self.host)?;
+        for (at, server) in self.servers.iter().enumerate() {
+            let word = if at == 0 { " to" } else { ", or to" };
+            write!(f, "{word} {}", server.address)?;
+        }
+        let vlan = self.vlan.map(|vlan| format!(", VLAN {vlan}"));
         writeln!(
             f,
-            "  device     {} ({}), from {}",
-            self.device, self.driver, self.local
+            "\n  device     {} ({}){}",
+            self.device,
+            self.driver,
+            vlan.unwrap_or_default()
         )?;
-        writeln!(f, "  next hop   {} at {}", self.next_hop, self.next_hop_mac)?;
+        for server in &self.servers {
+            let mac = server.next_hop_mac.as_deref();
+            writeln!(
+                f,
+                "  next hop   {} at {}, from {}",
+                server.next_hop,
+                mac.unwrap_or("(no answer now; a crash asks again)"),
+                server.local
+            )?;
+        }
         writeln!(f, "  datagrams  {} bytes", self.datagram_bytes)?;
         writeln!(
             f,

@@ -71,9 +71,9 @@ enum KeyCommand {
 
 #[derive(Args)]
 struct ArmArgs {
-    /// The server: HOST[:PORT].
-    #[arg(long)]
-    server: String,
+    /// The server: HOST[:PORT]. Up to four; a crash tries them in this order.
+    #[arg(long = "server", required = true)]
+    servers: Vec<String>,
     /// The host's key file.
     #[arg(long)]
     key: PathBuf,
@@ -83,6 +83,9 @@ struct ArmArgs {
     /// The module file, instead of the one under /lib/modules.
     #[arg(long)]
     module: Option<PathBuf>,
+    /// The largest IP packet to send, in bytes, instead of what device and path carry.
+    #[arg(long)]
+    mtu: Option<u32>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -90,8 +93,8 @@ struct ArmArgs {
 
 #[derive(Args)]
 struct ServeArgs {
-    /// Where to receive: an IP address and a UDP port.
-    #[arg(long, default_value = "0.0.0.0:6666")]
+    /// Where to receive: an IP address and a UDP port. [::] is all addresses, those of IPv4 too.
+    #[arg(long, default_value = "[::]:6666")]
     listen: SocketAddr,
     /// The directory that gets one directory a crash.
     #[arg(long, default_value = "/var/crash")]
@@ -163,18 +166,20 @@ fn run(command: Command) -> Result<()> {
             )
         }
         Command::Arm(ArmArgs {
-            server,
+            servers,
             key,
             device,
             module,
+            mtu,
             json,
         }) => print(
             json,
             &arm::arm(&arm::Request {
-                server,
+                servers,
                 key,
                 device,
                 module,
+                mtu,
             })?,
         ),
         Command::Status { json } => print(json, &arm::status()?),

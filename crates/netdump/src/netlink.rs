@@ -1,6 +1,6 @@
 //! The kernel's routing, neighbour and link tables, asked over rtnetlink (`man 7 rtnetlink`).
 //!
-//! Written by hand: arming needs three requests, each with one answer, and the netlink crates bring
+//! Written by hand: arming needs four requests, each with one answer, and the netlink crates bring
 //! hundreds of message types for them. Messages are native-endian, attributes are 4-byte aligned.
 
 use std::io;
@@ -23,6 +23,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The destination is an address of this machine itself.
     pub local: bool,
+    /// The largest IP packet of the path, in bytes, where the kernel knows it.
+    pub mtu_bytes: Option<u32>,
 }
 
 /// One network device.
@@ -38,6 +40,34 @@ pub struct Link {
     pub mtu_bytes: u32,
     /// It is set up (`IFF_UP`).
     pub up: bool,
+    /// What it is if it is made of software: "vlan", "bond" and so on.
+    pub kind: Option<String>,
+    /// Index of the device below it, if it has one.
+    pub below: Option<u32>,
+    /// Its VLAN, if it is of that kind.
+    pub vlan: Option<Vlan>,
+}
+
+/// What a VLAN device does to frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vlan {
+    /// The VLAN's number.
+    pub id: u16,
+    /// The type of the tag: 0x8100 (802.1Q) or 0x88a8 (802.1ad).
+    pub protocol: u16,
+    /// The priority in the tag of ordinary traffic, 0 to 7.
+    pub priority: u16,
+}
+
+/// Whether an address of ours can be used for long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usable {
+    /// It can.
+    Yes,
+    /// It is not known yet, or known not to be so, that nobody else has it.
+    Tentative,
+    /// Its time is over but for what already uses it.
+    Deprecated,
 }
 
 /// An open rtnetlink socket; requests are answered one at a time.
@@ -115,6 +145,20 @@ impl Netlink {
             Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether `address` of device `device` can be used. Only IPv6 ever says no.
+    pub fn usable(&mut self, address: IpAddr, device: u32) -> io::Result<Usable> {
+        if address.is_ipv4() {
+            return Ok(Usable::Yes);
+        }
+        let mut request = Request::new(RTM_GETADDR);
+        let index = device.to_ne_bytes();
+        let (family, bits) = (family(address), prefix_bits(address));
+        request.body(&[family, bits, 0, 0, index[0], index[1], index[2], index[3]]);
+        request.address(IFA_ADDRESS, address);
+        let answer = self.ask(request, RTM_NEWADDR)?;
+        parse_usable(&answer).ok_or_else(|| malformed("address"))
     }
 
     /// Makes the kernel resolve `neighbour` on device `device`, as traffic to it would. The answer,
@@ -274,12 +318,17 @@ fn parse_route(body: &[u8]) -> Option<Route> {
         source: None,
         gateway: None,
         local: kind == RTN_LOCAL,
+        mtu_bytes: None,
     };
     for (kind, value) in attributes(body, RTMSG_BYTES) {
         match kind {
             RTA_OIF => route.device_index = u32_at(value, 0)?,
             RTA_PREFSRC => route.source = address(value),
             RTA_GATEWAY => route.gateway = address(value),
+            RTA_METRICS => {
+                let mtu = attributes(value, 0).find(|(metric, _)| *metric == RTAX_MTU);
+                route.mtu_bytes = mtu.and_then(|(_, bytes)| u32_at(bytes, 0));
+            }
             // An IPv4 route through an IPv6 router: family (2 bytes), then the address.
             RTA_VIA => route.gateway = address(value.get(2..)?),
             _ => {}
@@ -298,6 +347,63 @@ fn parse_neighbour(body: &[u8]) -> Option<Option<[u8; 6]>> {
     Some(lladdr.and_then(|(_, value)| value.try_into().ok()))
 }
 
+fn parse_usable(body: &[u8]) -> Option<Usable> {
+    let short = u32::from(*body.get(2)?);
+    let long = attributes(body, IFADDRMSG_BYTES).find(|(kind, _)| *kind == IFA_FLAGS);
+    let flags = long.map_or(Some(short), |(_, value)| u32_at(value, 0))?;
+    Some(if flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED) != 0 {
+        Usable::Tentative
+    } else if flags & IFA_F_DEPRECATED != 0 {
+        Usable::Deprecated
+    } else {
+        Usable::Yes
+    })
+}
+
+/// The nested attributes that say what a device of software is.
+fn parse_kind(link: &mut Link, info: &[u8]) -> Option<()> {
+    for (kind, value) in attributes(info, 0) {
+        match kind {
+            IFLA_INFO_KIND => link.kind = Some(text(value)),
+            IFLA_INFO_DATA if link.kind.as_deref() == Some("vlan") => {
+                link.vlan = Some(parse_vlan(value)?);
+            }
+            _ => {}
+        }
+    }
+    Some(())
+}
+
+fn parse_vlan(data: &[u8]) -> Option<Vlan> {
+    let mut vlan = Vlan {
+        id: 0,
+        protocol: 0,
+        priority: 0,
+    };
+    for (kind, value) in attributes(data, 0) {
+        match kind {
+            IFLA_VLAN_ID => vlan.id = u16_at(value, 0)?,
+            IFLA_VLAN_PROTOCOL => vlan.protocol = u16::from_be(u16_at(value, 0)?),
+            // Pairs of a packet's priority in the kernel, 0 for ordinary ones, and the tag's.
+            IFLA_VLAN_EGRESS_QOS => {
+                let pairs =
+                    attributes(value, 0).map(|(_, pair)| (u32_at(pair, 0), u32_at(pair, 4)));
+                let mut ordinary = pairs.filter(|(from, _)| *from == Some(0));
+                if let Some((_, Some(to))) = ordinary.next() {
+                    vlan.priority = u16::try_from(to & 7).ok()?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(vlan)
+}
+
+fn text(value: &[u8]) -> String {
+    let text = value.strip_suffix(&[0]).unwrap_or(value);
+    String::from_utf8_lossy(text).into_owned()
+}
+
 fn parse_link(body: &[u8]) -> Option<Link> {
     let ethernet = u16_at(body, 2)? == ARPHRD_ETHER;
     let up = u32_at(body, 8)? & IFF_UP != 0;
@@ -307,14 +413,16 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         mac: None,
         mtu_bytes: 0,
         up,
+        kind: None,
+        below: None,
+        vlan: None,
     };
     for (kind, value) in attributes(body, IFINFOMSG_BYTES) {
         match kind {
             IFLA_ADDRESS if ethernet => link.mac = value.try_into().ok(),
-            IFLA_IFNAME => {
-                let text = value.strip_suffix(&[0]).unwrap_or(value);
-                link.name = String::from_utf8_lossy(text).into_owned();
-            }
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_LINK => link.below = u32_at(value, 0).filter(|&below| below != 0),
+            IFLA_LINKINFO => parse_kind(&mut link, value)?,
             IFLA_MTU => link.mtu_bytes = u32_at(value, 0)?,
             _ => {}
         }
@@ -359,13 +467,14 @@ fn malformed(what: &str) -> io::Error {
     )
 }
 
-// linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h, linux/if_link.h, linux/if_arp.h: kernel
-// ABI.
+// linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h, linux/if_link.h, linux/if_addr.h,
+// linux/if_arp.h: kernel ABI.
 const NLMSGHDR_BYTES: usize = 16;
 const ATTRIBUTE_HEADER_BYTES: usize = 4;
 const RTMSG_BYTES: usize = 12;
 const NDMSG_BYTES: usize = 12;
 const IFINFOMSG_BYTES: usize = 16;
+const IFADDRMSG_BYTES: usize = 8;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE: u16 = 0x400;
@@ -376,11 +485,15 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_GETNEIGH: u16 = 30;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
 const RTA_VIA: u16 = 18;
+const RTAX_MTU: u16 = 2;
 const RTN_LOCAL: u8 = 2;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
@@ -390,6 +503,18 @@ const NTF_USE: u8 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VLAN_ID: u16 = 1;
+const IFLA_VLAN_EGRESS_QOS: u16 = 3;
+const IFLA_VLAN_PROTOCOL: u16 = 5;
+const IFA_ADDRESS: u16 = 1;
+const IFA_FLAGS: u16 = 8;
+const IFA_F_DADFAILED: u32 = 0x08;
+const IFA_F_DEPRECATED: u32 = 0x20;
+const IFA_F_TENTATIVE: u32 = 0x40;
 const ARPHRD_ETHER: u16 = 1;
 const IFF_UP: u32 = 1;
 const AF_INET: u8 = 2;
@@ -437,6 +562,9 @@ mod tests {
         request.attribute(RTA_OIF, &7_u32.to_ne_bytes());
         request.attribute(RTA_PREFSRC, &[10, 0, 2, 15]);
         request.attribute(RTA_GATEWAY, &[10, 0, 2, 2]);
+        // The one metric of interest behind another: 8 bytes each.
+        let metrics = [8_u16, 9, 1, 0, 8, RTAX_MTU, 1400, 0].map(u16::to_ne_bytes);
+        request.attribute(RTA_METRICS, metrics.as_flattened());
         let bytes = request.finish(1);
         let route = parse_route(Message::parse(&bytes).unwrap().body).unwrap();
         let expected = Route {
@@ -444,8 +572,59 @@ mod tests {
             source: Some(IpAddr::from([10, 0, 2, 15])),
             gateway: Some(IpAddr::from([10, 0, 2, 2])),
             local: false,
+            mtu_bytes: Some(1400),
         };
         assert_eq!(route, expected);
+    }
+
+    /// Attributes as bytes, to be nested in another.
+    fn nested(attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut request = Request { bytes: Vec::new() };
+        for (kind, value) in attributes {
+            request.attribute(*kind, value);
+        }
+        request.bytes
+    }
+
+    #[test]
+    fn a_vlan_device_is_read_with_its_priority() {
+        let pair = |from: u32, to: u32| [from.to_ne_bytes(), to.to_ne_bytes()].concat();
+        let map = nested(&[(1, &pair(3, 7)), (1, &pair(0, 5))]);
+        let data = nested(&[
+            (IFLA_VLAN_PROTOCOL, &0x8100_u16.to_be_bytes()),
+            (IFLA_VLAN_ID, &100_u16.to_ne_bytes()),
+            (IFLA_VLAN_EGRESS_QOS, &map),
+        ]);
+        let info = nested(&[(IFLA_INFO_KIND, b"vlan\0"), (IFLA_INFO_DATA, &data)]);
+        let mut body = vec![0; IFINFOMSG_BYTES];
+        body.extend(nested(&[
+            (IFLA_IFNAME, b"eth0.100\0"),
+            (IFLA_LINK, &2_u32.to_ne_bytes()),
+            (IFLA_LINKINFO, &info),
+        ]));
+        let link = parse_link(&body).unwrap();
+        let vlan = Vlan {
+            id: 100,
+            protocol: 0x8100,
+            priority: 5,
+        };
+        assert_eq!((link.below, link.vlan), (Some(2), Some(vlan)));
+        assert_eq!(link.kind.as_deref(), Some("vlan"));
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_used_are_told_by_their_flags() {
+        let with = |flags: u32| {
+            let mut body = vec![AF_INET6, 64, 0x80, 0, 2, 0, 0, 0];
+            body.extend(nested(&[(IFA_FLAGS, &flags.to_ne_bytes())]));
+            parse_usable(&body)
+        };
+        assert_eq!(with(0x80), Some(Usable::Yes));
+        assert_eq!(with(0xa0), Some(Usable::Deprecated));
+        assert_eq!(with(0xc0), Some(Usable::Tentative));
+        assert_eq!(with(0x88), Some(Usable::Tentative));
+        assert_eq!(parse_usable(&[AF_INET6, 64, 0x40]), Some(Usable::Tentative));
+        assert_eq!(parse_usable(&[AF_INET6]), None);
     }
 
     #[test]

@@ -53,6 +53,6 @@ pub struct Request {
 /// all of them were whole.
 pub fn send(request: &Request) -> Result<Report> {
     let key = HostKey::load(&request.key)?;
-    let server = way::resolve(&request.server)?;
+    let server = way::resolve(&request.server)?.remote;
     fleet::run(request, &key, server)
 }

@@ -22,7 +22,8 @@ pub mod socket;
 pub mod spool;
 
 use std::fs::{self, File, OpenOptions};
-use std::net::{SocketAddr, UdpSocket};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use self::directory::{CrashDir, SessionFile};
 use self::drops::DropCounts;
@@ -204,7 +206,16 @@ fn claim(dumpdir: &Path) -> Result<File> {
 fn listen(address: SocketAddr, threads: usize) -> Result<(Vec<UdpSocket>, usize)> {
     let cannot = || format!("cannot listen on {address} (UDP)");
     // A shared socket would join another server's port without an error, so a lone one tries first.
-    drop(socket::open(address, false).with_context(cannot)?);
+    let address = match socket::open(address, false) {
+        Ok(_) => address,
+        // A machine without IPv6 has no such address; all of its addresses are these.
+        Err(error) if no_ipv6(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {
+            let all = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+            drop(socket::open(all, false).with_context(cannot)?);
+            all
+        }
+        Err(error) => return Err(error).with_context(cannot),
+    };
     let first = socket::open(address, true).with_context(cannot)?;
     let bound = first.local_addr().with_context(cannot)?;
     let mut sockets = vec![first];
@@ -216,6 +227,12 @@ fn listen(address: SocketAddr, threads: usize) -> Result<(Vec<UdpSocket>, usize)
         buffer_bytes += socket::prepare(socket).with_context(cannot)?;
     }
     Ok((sockets, buffer_bytes))
+}
+
+/// Whether `error` says that this machine does without IPv6: not built in, or switched off.
+fn no_ipv6(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
 /// Remembers the sessions that are over, and takes up those that have a spool in a thread of its

@@ -3,6 +3,7 @@
 //! A crashed host asks nobody: it sends finished Ethernet frames. So the kernel's tables are read
 //! when the host is armed, and what they say then is what a crash uses.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,33 +12,40 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use proto::wire::{DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, PORT};
 use rustix::io::Errno;
 
-use crate::netlink::{Link, Netlink};
+use crate::netlink::{Link, Netlink, Route, Usable};
 
 /// Everything needed to address frames to one server.
 #[derive(Debug, Clone)]
 pub struct Way {
-    /// The device they leave by.
+    /// The device they leave by: the real one, below a VLAN device.
     pub device: Link,
+    /// The 802.1Q tag they need there: priority and VLAN.
+    pub tag: Option<u16>,
     /// The host's own address.
     pub local: IpAddr,
     /// The server.
     pub remote: SocketAddr,
     /// Who is handed the frames: a gateway, or the server itself.
     pub next_hop: IpAddr,
-    /// The next hop's Ethernet address.
-    pub next_hop_mac: [u8; 6],
+    /// The next hop's Ethernet address; `None` if it does not answer now.
+    pub next_hop_mac: Option<[u8; 6]>,
     /// The largest UDP payload to send, in bytes.
     pub datagram_bytes: u16,
 }
 
-/// Finds the way to `server` (`HOST[:PORT]`), by `device` only when one is named.
+/// Finds the way to `server` (`HOST[:PORT]`), by `device` only when one is named, with packets of
+/// `mtu` bytes at most if that is given.
 ///
 /// Waits some seconds for the next hop to answer. Errors name the step that failed.
-pub fn find(server: &str, device: Option<&str>) -> Result<Way> {
-    let remote = resolve(server)?;
+pub fn find(server: &str, device: Option<&str>, mtu: Option<u32>) -> Result<Way> {
+    let Named { remote, scope } = resolve(server)?;
+    let device = device.or(scope.as_deref());
     ensure!(
-        remote.is_ipv4(),
-        "server {remote} is IPv6, the client speaks IPv4 only: name an IPv4 address"
+        device.is_some() || !is_link_local(remote.ip()),
+        "server {} is a link-local address, which each device has its own of: name it with its \
+         device ({}%DEVICE) or give --device",
+        remote.ip(),
+        remote.ip()
     );
     let mut netlink = Netlink::open().context("cannot open a netlink socket")?;
     let wanted = device
@@ -57,29 +65,18 @@ pub fn find(server: &str, device: Option<&str>) -> Result<Way> {
         "{} is this machine itself: a crash needs another machine as its server",
         remote.ip()
     );
-    let device = netlink
+    let by = netlink
         .link_by_index(route.device_index)
         .with_context(|| format!("cannot ask for device number {}", route.device_index))?;
-    ensure!(
-        device.up,
-        "device {} is down: set it up first (ip link set {} up)",
-        device.name,
-        device.name
-    );
-    ensure!(
-        device.mac.is_some(),
-        "device {}, by which {} is reached, is not Ethernet: name another with --device",
-        device.name,
-        remote.ip()
-    );
-    let local = route
-        .source
-        .ok_or_else(|| anyhow!("device {} has no address of its own", device.name))?;
+    check(&by, remote.ip())?;
+    let (device, tag) = below(&mut netlink, &by)?;
+    let local = source(&mut netlink, &route, &by)?;
     let next_hop = route.gateway.unwrap_or_else(|| remote.ip());
-    let next_hop_mac = neighbour(&mut netlink, next_hop, &device)?;
-    let datagram_bytes = datagram_bytes(&device, local, route.gateway.is_some())?;
+    let next_hop_mac = neighbour(&mut netlink, next_hop, &by)?;
+    let datagram_bytes = datagram_bytes(&by, &route, local, mtu)?;
     Ok(Way {
         device,
+        tag,
         local,
         remote,
         next_hop,
@@ -88,17 +85,40 @@ pub fn find(server: &str, device: Option<&str>) -> Result<Way> {
     })
 }
 
+/// Says that nobody answered for the next hop of `way`.
+#[must_use]
+pub fn unanswered(way: &Way) -> String {
+    format!(
+        "{} does not answer on {} ({} s waited): wrong server address, wrong device or a cut cable",
+        way.next_hop,
+        way.device.name,
+        NEIGHBOUR_WAIT_MAX.as_secs()
+    )
+}
+
+/// A server as it was named.
+pub(crate) struct Named {
+    pub(crate) remote: SocketAddr,
+    /// The device that a link-local address was named with.
+    scope: Option<String>,
+}
+
 /// The server's address: a numeric one as it stands, else what the resolver says, IPv4 before IPv6.
-pub(crate) fn resolve(server: &str) -> Result<SocketAddr> {
-    if let Ok(address) = server.parse::<SocketAddr>() {
-        return Ok(address);
+pub(crate) fn resolve(server: &str) -> Result<Named> {
+    let (plain, scope) = split_scope(server);
+    let named = |remote| Named {
+        remote,
+        scope: scope.clone(),
+    };
+    if let Ok(address) = plain.parse::<SocketAddr>() {
+        return Ok(named(address));
     }
-    let bare = server
+    let bare = plain
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(server);
+        .unwrap_or(&plain);
     if let Ok(address) = bare.parse::<IpAddr>() {
-        return Ok(SocketAddr::new(address, PORT));
+        return Ok(named(SocketAddr::new(address, PORT)));
     }
     let (name, port) = match server.rsplit_once(':') {
         Some((name, port)) => {
@@ -119,8 +139,98 @@ pub(crate) fn resolve(server: &str) -> Result<SocketAddr> {
         .find(|address| address.is_ipv4())
         .or_else(|| found.first());
     first
-        .copied()
+        .map(|&remote| Named {
+            remote,
+            scope: None,
+        })
         .ok_or_else(|| anyhow!("the server's name {name:?} has no address"))
+}
+
+/// Takes the device out of `fe80::1%eth0` or `[fe80::1%eth0]:6666`.
+fn split_scope(server: &str) -> (String, Option<String>) {
+    let Some((address, rest)) = server.split_once('%') else {
+        return (server.to_owned(), None);
+    };
+    let (scope, port) = match rest.split_once(']') {
+        Some((scope, port)) => (scope, format!("]{port}")),
+        None => (rest, String::new()),
+    };
+    (format!("{address}{port}"), Some(scope.to_owned()))
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// Whether frames can be sent by `device` after a crash, as far as its kind tells.
+fn check(device: &Link, remote: IpAddr) -> Result<()> {
+    let name = &device.name;
+    ensure!(
+        device.up,
+        "device {name} is down: set it up first (ip link set {name} up)"
+    );
+    ensure!(
+        device.mac.is_some(),
+        "device {name}, by which {remote} is reached, is not Ethernet: name another with --device"
+    );
+    let Some(kind) = device.kind.as_deref() else {
+        return Ok(());
+    };
+    ensure!(
+        !MADE_OF_OTHERS.contains(&kind),
+        "device {name}, by which {remote} is reached, is a {kind}: netdump cannot send by the \
+         devices it is made of yet; use a server that is reached by a network card or a VLAN on one"
+    );
+    Ok(())
+}
+
+/// The device that carries the frames of `device`, and the tag they have there.
+fn below(netlink: &mut Netlink, device: &Link) -> Result<(Link, Option<u16>)> {
+    let (name, Some(vlan)) = (&device.name, device.vlan) else {
+        return Ok((device.clone(), None));
+    };
+    let below = device
+        .below
+        .with_context(|| format!("VLAN device {name} has no device below it"))?;
+    let below = netlink
+        .link_by_index(below)
+        .with_context(|| format!("cannot ask for the device below {name}"))?;
+    ensure!(
+        vlan.protocol == ETHERTYPE_VLAN && below.vlan.is_none(),
+        "device {name} needs two tags or one of 802.1ad (QinQ): netdump sends one 802.1Q tag"
+    );
+    check(&below, IpAddr::from([0; 4]))
+        .with_context(|| format!("VLAN device {name} is on {}", below.name))?;
+    ensure!(
+        device.mac == below.mac,
+        "VLAN device {name} and {} below it have different Ethernet addresses: give them one",
+        below.name
+    );
+    Ok((below, Some(vlan.priority << 13 | vlan.id)))
+}
+
+/// The host's own address in datagrams that take `route`, if it will stay one.
+fn source(netlink: &mut Netlink, route: &Route, device: &Link) -> Result<IpAddr> {
+    let name = &device.name;
+    let source = route
+        .source
+        .ok_or_else(|| anyhow!("device {name} has no address of its own that can be used (yet)"))?;
+    let usable = netlink
+        .usable(source, device.index)
+        .with_context(|| format!("cannot ask for the address {source} of {name}"))?;
+    match usable {
+        Usable::Yes => Ok(source),
+        Usable::Tentative => bail!(
+            "the address {source} of {name} is tentative: nobody knows yet whether another \
+             machine has it; arm again in some seconds"
+        ),
+        Usable::Deprecated => bail!(
+            "the address {source} of {name} is deprecated and will go: give the device another"
+        ),
+    }
 }
 
 fn link_by_name(netlink: &mut Netlink, name: &str) -> Result<Link> {
@@ -133,15 +243,16 @@ fn link_by_name(netlink: &mut Netlink, name: &str) -> Result<Link> {
     })
 }
 
-/// The neighbour's Ethernet address, resolved by the kernel if it is not known yet.
-fn neighbour(netlink: &mut Netlink, address: IpAddr, device: &Link) -> Result<[u8; 6]> {
+/// The neighbour's Ethernet address, resolved by the kernel if it is not known yet; `None` if it
+/// does not answer.
+fn neighbour(netlink: &mut Netlink, address: IpAddr, device: &Link) -> Result<Option<[u8; 6]>> {
     let ask = |netlink: &mut Netlink| {
         netlink
             .neighbour(address, device.index)
             .with_context(|| format!("cannot ask for the neighbour {address}"))
     };
     if let Some(mac) = ask(netlink)? {
-        return Ok(mac);
+        return Ok(Some(mac));
     }
     netlink.resolve(address, device.index).with_context(|| {
         format!(
@@ -153,35 +264,48 @@ fn neighbour(netlink: &mut Netlink, address: IpAddr, device: &Link) -> Result<[u
     while Instant::now() < give_up {
         thread::sleep(NEIGHBOUR_POLL);
         if let Some(mac) = ask(netlink)? {
-            return Ok(mac);
+            return Ok(Some(mac));
         }
     }
-    bail!(
-        "{address} does not answer on {} ({} s waited): wrong server address, wrong device or a \
-        cut cable",
-        device.name,
-        NEIGHBOUR_WAIT_MAX.as_secs()
-    )
+    Ok(None)
 }
 
-/// The largest UDP payload for frames by `device`.
-fn datagram_bytes(device: &Link, local: IpAddr, routed: bool) -> Result<u16> {
-    let mtu = if routed {
-        device.mtu_bytes.min(ROUTED_MTU_BYTES_MAX)
-    } else {
-        device.mtu_bytes
+/// The largest UDP payload for frames by `device` on `route`: what the device carries, the path
+/// where it is known, and the person who arms allow.
+fn datagram_bytes(device: &Link, route: &Route, local: IpAddr, wanted: Option<u32>) -> Result<u16> {
+    let name = &device.name;
+    let mut mtu = device.mtu_bytes;
+    if local.is_ipv6() {
+        mtu = mtu.min(announced_mtu(name).unwrap_or(mtu));
+    }
+    mtu = match (route.mtu_bytes, route.gateway) {
+        (Some(path), _) => mtu.min(path),
+        (None, Some(_)) => mtu.min(ROUTED_MTU_BYTES_MAX),
+        (None, None) => mtu,
     };
+    if let Some(wanted) = wanted {
+        ensure!(
+            wanted <= mtu,
+            "packets of {wanted} bytes do not pass: device {name} and the path carry {mtu}"
+        );
+        mtu = wanted;
+    }
     let headers = if local.is_ipv4() { 20 + 8 } else { 40 + 8 };
     let fits = usize::try_from(mtu.saturating_sub(headers))
         .unwrap_or(usize::MAX)
         .min(DATAGRAM_BYTES_MAX);
     ensure!(
         fits >= DATAGRAM_BYTES_MIN,
-        "device {} carries packets of {mtu} bytes, the least usable is {}",
-        device.name,
-        DATAGRAM_BYTES_MIN + 28
+        "packets by {name} are of {mtu} bytes, the least usable is {}",
+        DATAGRAM_BYTES_MIN + usize::try_from(headers).unwrap_or(0)
     );
     u16::try_from(fits).context("datagram size")
+}
+
+/// What a router has announced to be the limit of the link, which netlink does not tell.
+fn announced_mtu(device: &str) -> Option<u32> {
+    let path = format!("/proc/sys/net/ipv6/conf/{device}/mtu");
+    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// Three ARP requests a second apart, and a margin.
@@ -189,6 +313,11 @@ const NEIGHBOUR_WAIT_MAX: Duration = Duration::from_secs(4);
 const NEIGHBOUR_POLL: Duration = Duration::from_millis(20);
 /// Beyond a router nothing is known of the links, and a crashed host cannot discover their limit.
 const ROUTED_MTU_BYTES_MAX: u32 = 1500;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+/// Kinds of devices that send by others.
+const MADE_OF_OTHERS: [&str; 7] = [
+    "bond", "bridge", "ipvlan", "ipvtap", "macvlan", "macvtap", "team",
+];
 
 #[cfg(test)]
 mod tests {
@@ -196,8 +325,9 @@ mod tests {
 
     #[test]
     fn servers_are_named_with_and_without_port() {
-        let check =
-            |text: &str, expected: &str| assert_eq!(resolve(text).unwrap().to_string(), expected);
+        let check = |text: &str, expected: &str| {
+            assert_eq!(resolve(text).unwrap().remote.to_string(), expected);
+        };
         check("10.1.2.3", "10.1.2.3:6666");
         check("10.1.2.3:99", "10.1.2.3:99");
         check("fe80::1", "[fe80::1]:6666");
@@ -211,29 +341,86 @@ mod tests {
 
     #[test]
     fn this_machine_is_refused_as_its_own_server() {
-        let error = format!("{:#}", find("127.0.0.1", None).unwrap_err());
+        let error = format!("{:#}", find("127.0.0.1", None, None).unwrap_err());
         assert!(error.contains("this machine itself"), "{error}");
     }
 
     #[test]
     fn an_unknown_device_is_named() {
-        let error = format!("{:#}", find("192.0.2.1", Some("nosuchdev0")).unwrap_err());
+        let error = format!(
+            "{:#}",
+            find("192.0.2.1", Some("nosuchdev0"), None).unwrap_err()
+        );
         assert_eq!(error, "no such device: nosuchdev0");
     }
 
     #[test]
-    fn datagrams_fill_the_link_but_not_an_unknown_path() {
-        let link = |mtu_bytes| Link {
+    fn a_link_local_server_needs_a_device() {
+        for (text, remote, scope) in [
+            ("fe80::1%eth0", "[fe80::1]:6666", "eth0"),
+            ("[fe80::1%eth0]", "[fe80::1]:6666", "eth0"),
+            ("[fe80::1%eth0.100]:7", "[fe80::1]:7", "eth0.100"),
+        ] {
+            let named = resolve(text).unwrap();
+            assert_eq!(named.remote.to_string(), remote);
+            assert_eq!(named.scope.as_deref(), Some(scope));
+        }
+        let error = format!("{:#}", find("fe80::1", None, None).unwrap_err());
+        assert!(error.contains("fe80::1%DEVICE"), "{error}");
+        let error = format!("{:#}", find("fe80::1%nosuchdev0", None, None).unwrap_err());
+        assert_eq!(error, "no such device: nosuchdev0");
+    }
+
+    fn link(mtu_bytes: u32) -> Link {
+        Link {
             index: 1,
             name: "e".into(),
             mac: Some([2; 6]),
             mtu_bytes,
             up: true,
+            kind: None,
+            below: None,
+            vlan: None,
+        }
+    }
+
+    #[test]
+    fn devices_made_of_others_are_refused_with_the_reason() {
+        let bond = Link {
+            kind: Some("bond".into()),
+            ..link(1500)
         };
+        let error = check(&bond, IpAddr::from([10, 0, 0, 1])).unwrap_err();
+        assert!(error.to_string().contains("is a bond"), "{error}");
+        check(&link(1500), IpAddr::from([10, 0, 0, 1])).unwrap();
+    }
+
+    #[test]
+    fn datagrams_fill_the_link_but_not_an_unknown_path() {
+        let route = |gateway, mtu_bytes| Route {
+            device_index: 1,
+            source: None,
+            gateway,
+            local: false,
+            mtu_bytes,
+        };
+        let router = Some(IpAddr::from([10, 0, 0, 9]));
+        let (direct, routed) = (route(None, None), route(router, None));
+        let known = route(router, Some(1400));
         let v4 = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(datagram_bytes(&link(1500), v4, false).unwrap(), 1472);
-        assert_eq!(datagram_bytes(&link(9000), v4, false).unwrap(), 8972);
-        assert_eq!(datagram_bytes(&link(9000), v4, true).unwrap(), 1472);
-        assert!(datagram_bytes(&link(400), v4, false).is_err());
+        let v6 = IpAddr::from([1; 16]);
+        let bytes = |mtu, route: &Route, local, wanted| {
+            datagram_bytes(&link(mtu), route, local, wanted).ok()
+        };
+        assert_eq!(bytes(1500, &direct, v4, None), Some(1472));
+        assert_eq!(bytes(9000, &direct, v4, None), Some(8972));
+        assert_eq!(bytes(9000, &direct, v6, None), Some(8952));
+        assert_eq!(bytes(65535, &direct, v4, None), Some(8972));
+        assert_eq!(bytes(9000, &routed, v4, None), Some(1472));
+        assert_eq!(bytes(9000, &known, v4, None), Some(1372));
+        assert_eq!(bytes(1280, &direct, v6, None), Some(1232));
+        assert_eq!(bytes(9000, &direct, v4, Some(576)), Some(548));
+        assert_eq!(bytes(1500, &direct, v4, Some(1501)), None);
+        assert_eq!(bytes(400, &direct, v4, None), None);
     }
 }

@@ -17,7 +17,7 @@ pub const MESSAGE_MAGIC: [u8; 4] = *b"NDam";
 pub const STATUS_MAGIC: [u8; 4] = *b"NDst";
 /// Version of message and status. Tool and module must agree exactly: they are built from one
 /// source and installed together, and a mismatch is told as such.
-pub const ABI_VERSION: u16 = 1;
+pub const ABI_VERSION: u16 = 2;
 /// Servers one arming can name; they are tried in order.
 pub const SERVERS_MAX: usize = 4;
 /// Bytes of a host name, zero-padded.
@@ -47,8 +47,11 @@ pub struct Server {
     pub remote: Address,
     /// The server's UDP port.
     pub remote_port: u16,
-    /// Ethernet address of the next hop: the server itself or the gateway.
-    pub next_hop: [u8; 6],
+    /// The next hop, the server itself or the gateway; of the same family as `local`.
+    pub next_hop: Address,
+    /// The next hop's Ethernet address, or zeros if nobody answered when the host was armed: then it
+    /// is asked for after the crash.
+    pub next_hop_mac: [u8; 6],
     /// The session that a crash under this arming will be, if it goes to this server.
     pub session: SessionId,
     /// The session's keys.
@@ -60,6 +63,9 @@ pub struct Server {
 pub struct Arming {
     /// Index of the network device.
     pub ifindex: u32,
+    /// The 802.1Q tag of all frames, as it is on the wire: priority (3 bits), 0, VLAN (12 bits, 1 to
+    /// 4094).
+    pub vlan: Option<u16>,
     /// Largest UDP payload to send, in bytes.
     pub datagram_bytes: u16,
     /// Seconds a crashed host looks for a server that answers before it reboots by itself.
@@ -105,12 +111,14 @@ pub enum Refusal {
     GiveUpSeconds,
     /// The number of servers is zero or above [`SERVERS_MAX`].
     Servers,
-    /// A server's address family is unknown, or its two addresses differ in family.
+    /// A server's address family is unknown.
     Family,
     /// A port is zero.
     Port,
-    /// The next hop's Ethernet address is zero, broadcast or multicast.
+    /// A next hop's Ethernet address is broadcast or multicast.
     NextHop,
+    /// The tag is drop eligible, or names no VLAN.
+    Vlan,
     /// Two servers share one session identifier: their nonces would collide.
     SessionTwice,
     /// The host's name is empty or not zero-padded UTF-8.
@@ -126,6 +134,8 @@ struct Message {
     ifindex: U32,
     give_up_seconds: U32,
     datagram_bytes: U16,
+    /// 0 is no tag.
+    vlan: U16,
     servers_used: U16,
     boot: [u8; 16],
     host: [u8; HOST_BYTES],
@@ -138,9 +148,10 @@ struct RawServer {
     family: U16,
     local_port: U16,
     remote_port: U16,
-    next_hop: [u8; 6],
+    next_hop_mac: [u8; 6],
     local: [u8; 16],
     remote: [u8; 16],
+    next_hop: [u8; 16],
     key: U64,
     arming: U64,
     client_key: [u8; KEY_BYTES],
@@ -151,6 +162,9 @@ const COMMAND_ARM: u16 = 1;
 const COMMAND_DISARM: u16 = 2;
 const FAMILY_V4: u16 = 4;
 const FAMILY_V6: u16 = 6;
+const DROP_ELIGIBLE: u16 = 0x1000;
+/// The bits of a tag that name the VLAN.
+pub const VLAN_MASK: u16 = 0xfff;
 
 impl Command {
     /// The message's bytes.
@@ -166,6 +180,7 @@ impl Command {
                 message.ifindex = arming.ifindex.into();
                 message.give_up_seconds = arming.give_up_seconds.into();
                 message.datagram_bytes = arming.datagram_bytes.into();
+                message.vlan = arming.vlan.unwrap_or(0).into();
                 message.boot = arming.boot;
                 message.host = arming.host;
                 let used = arming.servers.iter().flatten();
@@ -207,6 +222,10 @@ impl Message {
         if !(1..=GIVE_UP_SECONDS_MAX).contains(&self.give_up_seconds.get()) {
             return Err(Refusal::GiveUpSeconds);
         }
+        let vlan = Some(self.vlan.get()).filter(|&tag| tag != 0);
+        if vlan.is_some_and(|tag| !is_tag(tag)) {
+            return Err(Refusal::Vlan);
+        }
         if text(&self.host).is_none_or(str::is_empty) {
             return Err(Refusal::Host);
         }
@@ -228,6 +247,7 @@ impl Message {
         }
         Ok(Arming {
             ifindex: self.ifindex.get(),
+            vlan,
             datagram_bytes: self.datagram_bytes.get(),
             give_up_seconds: self.give_up_seconds.get(),
             boot: self.boot,
@@ -252,8 +272,9 @@ impl RawServer {
         if self.local_port.get() == 0 || self.remote_port.get() == 0 {
             return Err(Refusal::Port);
         }
-        let [first, ..] = self.next_hop;
-        if first & 1 != 0 || self.next_hop == [0; 6] {
+        let next_hop = address(family, &self.next_hop).ok_or(Refusal::Family)?;
+        let [first, ..] = self.next_hop_mac;
+        if first & 1 != 0 {
             return Err(Refusal::NextHop);
         }
         Ok(Server {
@@ -261,7 +282,8 @@ impl RawServer {
             local_port: self.local_port.get(),
             remote,
             remote_port: self.remote_port.get(),
-            next_hop: self.next_hop,
+            next_hop,
+            next_hop_mac: self.next_hop_mac,
             session: self.session(),
             keys: SessionKeys {
                 client: self.client_key,
@@ -275,19 +297,27 @@ impl Server {
     fn raw(&self) -> RawServer {
         let (family, local) = raw_address(self.local);
         let (_, remote) = raw_address(self.remote);
+        let (_, next_hop) = raw_address(self.next_hop);
         RawServer {
             family: family.into(),
             local_port: self.local_port.into(),
             remote_port: self.remote_port.into(),
-            next_hop: self.next_hop,
+            next_hop_mac: self.next_hop_mac,
             local,
             remote,
+            next_hop,
             key: self.session.key.0.into(),
             arming: self.session.arming.0.into(),
             client_key: self.keys.client,
             server_key: self.keys.server,
         }
     }
+}
+
+/// Whether `tag` may be a frame's 802.1Q tag: not drop eligible, and of a VLAN that exists.
+const fn is_tag(tag: u16) -> bool {
+    let vlan = tag & VLAN_MASK;
+    tag & DROP_ELIGIBLE == 0 && vlan != 0 && vlan != VLAN_MASK
 }
 
 fn address(family: u16, bytes: &[u8; 16]) -> Option<Address> {

@@ -87,7 +87,8 @@ impl Host {
             local_port: 6666,
             remote: Address::V4([10, 0, 0, 2]),
             remote_port: 6666,
-            next_hop: [2, 0, 0, 0, 0, 2],
+            next_hop: Address::V4([10, 0, 0, 2]),
+            next_hop_mac: [2, 0, 0, 0, 0, 2],
             session: SESSION,
             keys: keys(),
         };

@@ -1,7 +1,8 @@
 //! The driver: the client engine on one side, the C shim's frames and requests on the other.
 //!
-//! It adds three things to [`proto::client`]: frames around datagrams, answers to ARP (nobody else
-//! on the host answers after a crash), and the order in which the armed servers are tried.
+//! It adds three things to [`proto::client`]: frames around datagrams, questions and answers about
+//! Ethernet addresses (nobody else on the host asks or answers after a crash), and the order in
+//! which the armed servers are tried.
 
 use proto::arming::{Address, Arming, Command, HOST_BYTES, Refusal, SERVERS_MAX, Server, Status};
 use proto::client::{Client, Input, Outcome, PageStatus, Pool, Start, Step, Then, Want};
@@ -11,15 +12,21 @@ use proto::time::{Instant, Micros};
 use proto::units::{PAGE_BYTES, PacketNumber};
 use zerocopy::FromZeros as _;
 
-use crate::frame::{Asker, HEADER_BYTES, Mac, Received, Route};
+use crate::frame::{Asker, HEADER_BYTES_MIN, Mac, Received, Route};
 
 /// How long one of several servers is tried before the next one is.
 const SERVER_TRY: Micros = Micros::from_secs(10);
+/// After so long a silence the next hop may have moved to another Ethernet address: it is asked.
+const SILENCE: Micros = Micros::from_secs(1);
+/// Time between two such questions.
+const ASK_EVERY: Micros = Micros::from_secs(1);
+/// How soon the driver looks again when the device keeps it from asking.
+const BUSY_WAIT: Micros = Micros::from_millis(1);
 
 /// The shim's transmit buffers.
 pub trait Frames {
     /// The whole buffer `slot`, or `None` while the device still owns it. The slot after the pool's
-    /// last one is spare, for answers to ARP.
+    /// last one is spare, for questions and answers about Ethernet addresses.
     fn frame(&mut self, slot: u16) -> Option<&mut [u8]>;
 }
 
@@ -59,6 +66,42 @@ pub struct Crash {
     pub mac: Mac,
 }
 
+/// What the shim needs for an arming.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Index of the device.
+    pub ifindex: u32,
+    /// Longest frame, in bytes, Ethernet header and tag included.
+    pub frame_bytes: usize,
+    /// The same without what is before the IP header: what a device's MTU limits.
+    pub packet_bytes: usize,
+}
+
+impl Needs {
+    fn of(arming: &Arming) -> Self {
+        let mut needs = Self {
+            ifindex: arming.ifindex,
+            frame_bytes: 0,
+            packet_bytes: 0,
+        };
+        for route in routes(arming) {
+            let bytes = route
+                .header_bytes()
+                .saturating_add(arming.datagram_bytes.into());
+            needs.frame_bytes = needs.frame_bytes.max(bytes);
+            let packet_bytes = bytes.saturating_sub(route.link_bytes());
+            needs.packet_bytes = needs.packet_bytes.max(packet_bytes);
+        }
+        needs
+    }
+}
+
+/// The ways to the servers of `arming`, but for our own Ethernet address.
+fn routes(arming: &Arming) -> impl Iterator<Item = Route> {
+    let servers = arming.servers.iter().flatten();
+    servers.filter_map(|server| Route::new([0; 6], arming.vlan, server))
+}
+
 /// How far the session with one server got, so that starting over uses no packet number twice.
 #[derive(Clone, Copy)]
 struct Progress {
@@ -82,9 +125,15 @@ pub struct Driver {
     /// Index of the server that is being tried.
     server: usize,
     progress: [Progress; SERVERS_MAX],
+    /// When the session with it began.
+    begun_at: Instant,
     /// When a server was last heard, or when the crash was.
     heard_at: Instant,
     asker: Option<Asker>,
+    /// When the next hop may be asked for its Ethernet address again.
+    ask_at: Instant,
+    /// Whether it has been asked since a server was last heard. Who was not asked is not believed.
+    asked: bool,
     /// Whether text and State have been asked for since the session began.
     text_begun: bool,
     state_begun: bool,
@@ -102,39 +151,31 @@ impl Driver {
             route: None,
             server: 0,
             progress: [NO_PROGRESS; SERVERS_MAX],
+            begun_at: Instant::from_micros(0),
             heard_at: Instant::from_micros(0),
             asker: None,
+            ask_at: Instant::from_micros(0),
+            asked: false,
             text_begun: false,
             state_begun: false,
         }
     }
 
     /// Takes a message. One that arms is only kept; [`Driver::accept`] makes it count. Returns the
-    /// part of it that the shim needs (device index, longest frame), or `None` for a disarmed host.
+    /// part of it that the shim needs, or `None` for a disarmed host.
     ///
     /// # Errors
     /// Why the message was refused, in words for the person who armed.
-    pub fn command(&mut self, message: &[u8]) -> Result<Option<(u32, usize)>, &'static str> {
+    pub fn command(&mut self, message: &[u8]) -> Result<Option<Needs>, &'static str> {
         match Command::decode(message).map_err(explain)? {
             Command::Disarm => {
                 self.disarm();
                 Ok(None)
             }
             Command::Arm(arming) => {
-                if arming
-                    .servers
-                    .iter()
-                    .flatten()
-                    .any(|server| Route::new([0; 6], server).is_none())
-                {
-                    return Err(
-                        "servers with IPv6 addresses cannot be used yet: name an IPv4 address",
-                    );
-                }
-                let bytes = usize::from(arming.datagram_bytes).saturating_add(HEADER_BYTES);
-                let ifindex = arming.ifindex;
+                let needs = Needs::of(&arming);
                 self.offered = Some(arming);
-                Ok(Some((ifindex, bytes)))
+                Ok(Some(needs))
             }
         }
     }
@@ -181,17 +222,36 @@ impl Driver {
         self.begin(now);
     }
 
+    /// Ends the session with the server that is being tried and begins one with the `index`-th of
+    /// the arming's. Nothing happens and the answer is false if there is no such server.
+    pub fn switch(&mut self, now: Instant, index: usize) -> bool {
+        let armed = self.arming.as_ref();
+        if armed.is_none_or(|arming| server_at(arming, index).is_none()) {
+            return false;
+        }
+        if let Some(progress) = self.progress.get_mut(self.server) {
+            progress.first = self.client.next_packet();
+            progress.attempt = progress.attempt.saturating_add(1);
+        }
+        self.server = index;
+        self.begin(now);
+        true
+    }
+
     /// What to do next.
     pub fn step(&mut self, now: Instant, frames: &mut impl Frames) -> Next {
-        if let Some(answer) = self.answer(frames) {
-            return answer;
+        if let Some(next) = self.answer(frames) {
+            return next;
+        }
+        if let Some(next) = self.ask(now, frames) {
+            return next;
         }
         // Two rounds: the second one's session has just begun and has something to do.
         for _ in 0..2 {
-            match self.client.poll(now, &mut Payloads(frames)) {
+            match self.poll(now, frames) {
                 Step::Send { slot, len, more } => return self.send(frames, slot, len, more),
                 Step::Read(want) => return self.read(want),
-                Step::WaitUntil(until) => return Next::Wait(until),
+                Step::WaitUntil(until) => return Next::Wait(until.min(self.next_question())),
                 Step::Finished(outcome) => {
                     if !self.try_next(now, outcome) {
                         return Next::Finished(outcome.action);
@@ -204,18 +264,27 @@ impl Driver {
 
     /// Takes a frame that arrived.
     pub fn received(&mut self, now: Instant, frame: &mut [u8]) {
-        let Some(route) = &self.route else {
+        let Some(route) = &mut self.route else {
             return;
         };
         match route.receive(frame) {
             Received::Payload(datagram) => {
                 if self.client.handle(now, Input::Datagram(datagram)).is_ok() {
                     self.heard_at = now;
+                    self.asked = false;
                 }
             }
             // Only the latest one is answered; who asked before asks again.
             Received::Question(asker) => self.asker = Some(asker),
-            Received::Other => {}
+            Received::NextHop(mac) if self.asked => {
+                route.learn(mac);
+                let servers = self.arming.as_mut().map(|arming| &mut arming.servers);
+                let server = servers.and_then(|servers| servers.get_mut(self.server)?.as_mut());
+                if let Some(server) = server {
+                    server.next_hop_mac = mac;
+                }
+            }
+            Received::NextHop(_) | Received::Other => {}
         }
     }
 
@@ -250,7 +319,7 @@ impl Driver {
             return 0;
         };
         let datagram_bytes = usize::from(arming.datagram_bytes);
-        if let (true, Some(datagram)) = (sealed, frame.get_mut(HEADER_BYTES..)) {
+        if let (true, Some(datagram)) = (sealed, frame.get_mut(route.header_bytes()..)) {
             let header = proto::wire::Header {
                 kind: proto::wire::Kind::Data,
                 attempt: 0,
@@ -263,6 +332,14 @@ impl Driver {
             }
         }
         route.finish(frame, datagram_bytes).unwrap_or(0)
+    }
+
+    /// UDP payload bytes of a frame that [`Driver::bench`] makes.
+    #[cfg(feature = "bench")]
+    pub fn bench_payload(&self) -> u16 {
+        self.arming
+            .as_ref()
+            .map_or(0, |arming| arming.datagram_bytes)
     }
 
     fn input(&mut self, now: Instant, input: Input<'_>) {
@@ -282,6 +359,57 @@ impl Driver {
             bytes,
             more: false,
         })
+    }
+
+    /// Asks for the next hop's Ethernet address, if it is time.
+    fn ask(&mut self, now: Instant, frames: &mut impl Frames) -> Option<Next> {
+        let slot = self.crash.as_ref()?.pool_slots;
+        let route = self.route?;
+        if now < self.next_question() {
+            return None;
+        }
+        self.ask_at = now + BUSY_WAIT;
+        let bytes = route.ask(frames.frame(slot)?)?;
+        self.ask_at = now + ASK_EVERY;
+        self.asked = true;
+        Some(Next::Send {
+            slot,
+            bytes,
+            more: false,
+        })
+    }
+
+    /// When the next hop is to be asked if nothing is heard until then.
+    fn next_question(&self) -> Instant {
+        let resolved = self.route.is_none_or(|route| route.is_resolved());
+        if resolved {
+            self.ask_at.max(self.heard_at + SILENCE)
+        } else {
+            self.ask_at
+        }
+    }
+
+    /// What the engine wants, which may not send before somebody has told where to.
+    fn poll(&mut self, now: Instant, frames: &mut impl Frames) -> Step {
+        let header_bytes = match self.route {
+            Some(route) if route.is_resolved() => route.header_bytes(),
+            Some(_) if now.since(self.begun_at) < self.try_for() => {
+                return Step::WaitUntil(self.begun_at + self.try_for());
+            }
+            Some(_) => {
+                return Step::Finished(Outcome {
+                    action: Action::None,
+                    complete: false,
+                    then: Then::Over,
+                });
+            }
+            None => HEADER_BYTES_MIN,
+        };
+        let mut payloads = Payloads {
+            frames,
+            header_bytes,
+        };
+        self.client.poll(now, &mut payloads)
     }
 
     fn send(&self, frames: &mut impl Frames, slot: u16, len: usize, more: bool) -> Next {
@@ -324,20 +452,24 @@ impl Driver {
             return false;
         }
         let servers = arming.servers.iter().flatten().count();
-        if let Some(progress) = self.progress.get_mut(self.server) {
-            progress.first = self.client.next_packet();
-            progress.attempt = progress.attempt.saturating_add(1);
-        }
-        self.server = match outcome.then {
+        let next = match outcome.then {
             Then::Redirect(server) => usize::from(server),
             Then::StartOver => self.server,
             Then::Over => self.server.saturating_add(1),
         };
-        if self.server >= servers {
-            self.server = 0;
+        self.switch(now, if next < servers { next } else { 0 })
+    }
+
+    /// How long the server is tried that is being tried.
+    fn try_for(&self) -> Micros {
+        let Some(arming) = &self.arming else {
+            return Micros::new(0);
+        };
+        let give_up = Micros::from_secs(arming.give_up_seconds.into());
+        match server_at(arming, 1) {
+            None => give_up,
+            Some(_) => give_up.min(SERVER_TRY),
         }
-        self.begin(now);
-        true
     }
 
     fn begin(&mut self, now: Instant) {
@@ -350,17 +482,11 @@ impl Driver {
         ) else {
             return;
         };
-        let alone = server_at(arming, 1).is_none();
-        let give_up = Micros::from_secs(arming.give_up_seconds.into());
         let start = Start {
             server,
             datagram_bytes: arming.datagram_bytes.into(),
             pool_slots: crash.pool_slots,
-            give_up: if alone {
-                give_up
-            } else {
-                give_up.min(SERVER_TRY)
-            },
+            give_up: self.try_for(),
             first: progress.first,
             attempt: progress.attempt,
         };
@@ -377,9 +503,12 @@ impl Driver {
         {
             *name = ServerName::new(server.remote, server.remote_port);
         }
-        self.route = Route::new(crash.mac, server);
+        self.route = Route::new(crash.mac, arming.vlan, server);
         self.text_begun = false;
         self.state_begun = false;
+        self.begun_at = now;
+        self.ask_at = now;
+        self.asked = false;
         self.client.start(now, &start, &hello);
     }
 }
@@ -391,11 +520,14 @@ impl Default for Driver {
 }
 
 /// The buffers as the engine sees them: UDP payloads only.
-struct Payloads<'a, F>(&'a mut F);
+struct Payloads<'a, F> {
+    frames: &'a mut F,
+    header_bytes: usize,
+}
 
 impl<F: Frames> Pool for Payloads<'_, F> {
     fn buffer(&mut self, slot: u16) -> Option<&mut [u8]> {
-        self.0.frame(slot)?.get_mut(HEADER_BYTES..)
+        self.frames.frame(slot)?.get_mut(self.header_bytes..)
     }
 }
 
@@ -427,11 +559,10 @@ fn explain(refusal: Refusal) -> &'static str {
         Refusal::DatagramBytes => "the datagram size is out of bounds (508 to 8972 bytes)",
         Refusal::GiveUpSeconds => "the time to look for a server is out of bounds (1 to 3600 s)",
         Refusal::Servers => "the number of servers is out of bounds (1 to 4)",
-        Refusal::Family => "a server's two addresses are of unknown or different families",
+        Refusal::Family => "a server's addresses are of an unknown family",
         Refusal::Port => "a port is 0",
-        Refusal::NextHop => {
-            "a next hop's Ethernet address is zero or multicast: is the server reachable?"
-        }
+        Refusal::NextHop => "a next hop's Ethernet address is a group's",
+        Refusal::Vlan => "the 802.1Q tag names no VLAN from 1 to 4094",
         Refusal::SessionTwice => "two servers share one session: give each its own",
         Refusal::Host => "the host's name is empty, or not UTF-8",
     }

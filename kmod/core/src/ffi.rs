@@ -46,6 +46,7 @@ const PAGE_OTHER_PASS: u8 = 1;
 struct NdArming {
     ifindex: u32,
     frame_bytes_max: u32,
+    packet_bytes_max: u32,
 }
 
 /// `struct nd_status`.
@@ -100,14 +101,14 @@ struct NdStep {
 }
 
 // What abi.h asserts on its side.
-const _: () = assert!(size_of::<NdArming>() == 8);
+const _: () = assert!(size_of::<NdArming>() == 12);
 const _: () = assert!(size_of::<NdStatus>() == 280);
 const _: () = assert!(size_of::<NdCrash>() == 544);
 const _: () = assert!(size_of::<NdStep>() == 24);
 const _: () = assert!(size_of::<Cpu>() == 256);
 const _: () = assert!(size_of::<RamRange>() == 16);
 const _: () = assert!(size_of::<WrittenRange>() == 16);
-const _: () = assert!(MESSAGE_BYTES == 596);
+const _: () = assert!(MESSAGE_BYTES == 662);
 const _: () = assert!(STATUS_BYTES == 372);
 const _: () = assert!(BLOCK_BYTES == 65536);
 const _: () = assert!(BLOCK_PAGES == 16);
@@ -165,11 +166,11 @@ extern "C" fn nd_core_bench(slot: u32, number: u64, sealed: bool) -> u32 {
     u32::try_from(driver().bench(&mut ShimFrames, slot, number, sealed)).unwrap_or(0)
 }
 
-/// Bytes of a frame that are not UDP payload.
+/// See [`Driver::bench_payload`].
 #[cfg(feature = "bench")]
 #[unsafe(no_mangle)]
-extern "C" fn nd_core_bench_overhead() -> u32 {
-    u32::try_from(crate::frame::HEADER_BYTES).unwrap_or(0)
+extern "C" fn nd_core_bench_payload() -> u32 {
+    driver().bench_payload().into()
 }
 
 /// See [`Driver::accept`].
@@ -192,9 +193,10 @@ unsafe extern "C" fn nd_core_command(
     // SAFETY: the shim gives a message of `bytes` bytes.
     let message = unsafe { slice::from_raw_parts(message, bytes) };
     match driver().command(message) {
-        Ok(Some((ifindex, frame_bytes))) => {
-            arming.ifindex = ifindex;
-            arming.frame_bytes_max = u32::try_from(frame_bytes).unwrap_or(u32::MAX);
+        Ok(Some(needs)) => {
+            arming.ifindex = needs.ifindex;
+            arming.frame_bytes_max = u32::try_from(needs.frame_bytes).unwrap_or(u32::MAX);
+            arming.packet_bytes_max = u32::try_from(needs.packet_bytes).unwrap_or(u32::MAX);
             COMMAND_ARM
         }
         Ok(None) => COMMAND_DISARM,

@@ -2,46 +2,61 @@
 //! us.
 //!
 //! ```text
-//!  0         14               34        42
-//!  +---------+----------------+---------+-----------------+
-//!  |Ethernet | IPv4           | UDP     | payload ...     |
-//!  +---------+----------------+---------+-----------------+
+//!  0         14     18                 38 or 58  46 or 66
+//!  +---------+------+------------------+---------+-----------------+
+//!  |Ethernet | tag  | IPv4 or IPv6     | UDP     | payload ...     |
+//!  +---------+------+------------------+---------+-----------------+
 //! ```
-//! All integers are big-endian. The UDP checksum is left out (RFC 768 allows it on IPv4): the
-//! payload's seal is the stronger check, and it is made by the same CPU anyway.
+//! The tag (802.1Q) is there only on a VLAN; without it everything behind it lies 4 bytes earlier.
+//! All integers are big-endian. [`ipv4`] and [`ipv6`] know what is behind the Ethernet header.
 
-use proto::arming::{Address, Server};
+mod ipv4;
+mod ipv6;
+mod sum;
+
+use proto::arming::{Address, Server, VLAN_MASK};
 use zerocopy::big_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// Bytes before the payload.
-pub const HEADER_BYTES: usize = size_of::<Headers>();
-/// Bytes of an answer to ARP.
-pub const ARP_BYTES: usize = size_of::<ArpFrame>();
+/// The least and the most bytes before a payload.
+pub const HEADER_BYTES_MIN: usize = size_of::<Ethernet>() + ipv4::HEADER_BYTES;
+/// See [`HEADER_BYTES_MIN`].
+pub const HEADER_BYTES_MAX: usize = size_of::<Ethernet>() + size_of::<Tag>() + ipv6::HEADER_BYTES;
+/// Bytes of the longest frame that is not a datagram's: a question or an answer about addresses.
+pub const NEIGHBOUR_BYTES_MAX: usize =
+    size_of::<Ethernet>() + size_of::<Tag>() + ipv6::NEIGHBOUR_BYTES;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
-const ARP_REQUEST: u16 = 1;
-const ARP_REPLY: u16 = 2;
-const IPV4_PLAIN: u8 = 0x45;
-const IPV4_DONT_FRAGMENT: u16 = 0x4000;
-const IPV4_FRAGMENT: u16 = 0x3fff;
-const TTL: u8 = 64;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const BROADCAST: Mac = [0xff; 6];
 const PROTOCOL_UDP: u8 = 17;
 
-/// The way between this host and one server. IPv6 will be another kind of way with headers of its
-/// own.
+/// The way between this host and one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     own_mac: Mac,
-    next_hop: Mac,
-    local: [u8; 4],
-    remote: [u8; 4],
-    local_port: u16,
-    remote_port: u16,
+    /// `None` while nobody has told.
+    next_hop: Option<Mac>,
+    tag: Option<u16>,
+    ends: Ends,
+    ports: Ports,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    V4(ipv4::Ends),
+    V6(ipv6::Ends),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ports {
+    local: u16,
+    remote: u16,
 }
 
 /// What an arriving frame is to us.
@@ -51,6 +66,8 @@ pub enum Received<'a> {
     Payload(&'a mut [u8]),
     /// Somebody asks for our Ethernet address.
     Question(Asker),
+    /// The next hop told its Ethernet address.
+    NextHop(Mac),
     /// Something else.
     Other,
 }
@@ -59,7 +76,7 @@ pub enum Received<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
     mac: Mac,
-    address: [u8; 4],
+    address: Address,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -70,19 +87,12 @@ struct Ethernet {
     ethertype: U16,
 }
 
+/// What an 802.1Q tag puts behind the Ethernet header, whose own type says that it is there.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Ipv4 {
-    version_and_words: u8,
-    service: u8,
-    total_bytes: U16,
-    id: U16,
-    fragment: U16,
-    ttl: u8,
-    protocol: u8,
-    checksum: U16,
-    from: [u8; 4],
-    to: [u8; 4],
+struct Tag {
+    tag: U16,
+    ethertype: U16,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -94,179 +104,185 @@ struct Udp {
     checksum: U16,
 }
 
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct Headers {
-    ethernet: Ethernet,
-    ip: Ipv4,
-    udp: Udp,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct Arp {
-    /// Ethernet, IPv4, 6 and 4 bytes of address: all that we speak.
-    kinds: [u8; 6],
-    operation: U16,
-    sender_mac: Mac,
-    sender: [u8; 4],
-    target_mac: Mac,
-    target: [u8; 4],
-}
-
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct ArpFrame {
-    ethernet: Ethernet,
-    arp: Arp,
-}
-
-const ARP_KINDS: [u8; 6] = [0, 1, 8, 0, 6, 4];
-
 impl Route {
-    /// The way from the device with address `own_mac` to `server`, or `None` for a server of a
-    /// family that frames cannot be made for yet.
+    /// The way from the device with address `own_mac` to `server`, on the VLAN that `tag` names if
+    /// there is one. `None` if the server's addresses are of different families.
     #[must_use]
-    pub const fn new(own_mac: Mac, server: &Server) -> Option<Self> {
-        let (Address::V4(local), Address::V4(remote)) = (server.local, server.remote) else {
-            return None;
+    pub fn new(own_mac: Mac, tag: Option<u16>, server: &Server) -> Option<Self> {
+        let ends = match (server.local, server.remote, server.next_hop) {
+            (Address::V4(local), Address::V4(remote), Address::V4(next_hop)) => {
+                Ends::V4(ipv4::Ends {
+                    local,
+                    remote,
+                    next_hop,
+                })
+            }
+            (Address::V6(local), Address::V6(remote), Address::V6(next_hop)) => {
+                Ends::V6(ipv6::Ends {
+                    local,
+                    remote,
+                    next_hop,
+                })
+            }
+            _ => return None,
         };
         Some(Self {
             own_mac,
-            next_hop: server.next_hop,
-            local,
-            remote,
-            local_port: server.local_port,
-            remote_port: server.remote_port,
+            next_hop: Some(server.next_hop_mac).filter(|mac| *mac != [0; 6]),
+            tag,
+            ends,
+            ports: Ports {
+                local: server.local_port,
+                remote: server.remote_port,
+            },
         })
     }
 
-    /// Writes the headers before `payload` bytes that lie at [`HEADER_BYTES`] of `frame`. Returns
-    /// the frame's length, or `None` if it does not fit into `frame` or into IPv4.
-    pub fn finish(&self, frame: &mut [u8], payload: usize) -> Option<usize> {
-        let bytes = HEADER_BYTES.checked_add(payload)?;
-        if bytes > frame.len() {
-            return None;
+    /// Bytes before the payload.
+    #[must_use]
+    pub const fn header_bytes(&self) -> usize {
+        self.link_bytes().saturating_add(match self.ends {
+            Ends::V4(_) => ipv4::HEADER_BYTES,
+            Ends::V6(_) => ipv6::HEADER_BYTES,
+        })
+    }
+
+    /// Bytes before the IP header.
+    #[must_use]
+    pub const fn link_bytes(&self) -> usize {
+        match self.tag {
+            None => size_of::<Ethernet>(),
+            Some(_) => size_of::<Ethernet>().saturating_add(size_of::<Tag>()),
         }
-        let udp_bytes = size_of::<Udp>().checked_add(payload)?;
-        let ip_bytes = size_of::<Ipv4>().checked_add(udp_bytes)?;
-        let mut headers = Headers {
-            ethernet: Ethernet {
-                to: self.next_hop,
-                from: self.own_mac,
-                ethertype: ETHERTYPE_IPV4.into(),
-            },
-            ip: Ipv4 {
-                version_and_words: IPV4_PLAIN,
-                service: 0,
-                total_bytes: u16::try_from(ip_bytes).ok()?.into(),
-                // Meaningless in a datagram that is never fragmented (RFC 6864).
-                id: 0.into(),
-                fragment: IPV4_DONT_FRAGMENT.into(),
-                ttl: TTL,
-                protocol: PROTOCOL_UDP,
-                checksum: 0.into(),
-                from: self.local,
-                to: self.remote,
-            },
-            udp: Udp {
-                from: self.local_port.into(),
-                to: self.remote_port.into(),
-                bytes: u16::try_from(udp_bytes).ok()?.into(),
-                checksum: 0.into(),
-            },
-        };
-        headers.ip.checksum = checksum(headers.ip.as_bytes()).into();
-        headers.write_to_prefix(frame).ok()?;
+    }
+
+    /// Whether datagrams can be addressed: the next hop's Ethernet address is known.
+    #[must_use]
+    pub const fn is_resolved(&self) -> bool {
+        self.next_hop.is_some()
+    }
+
+    /// From now on frames go to `mac`.
+    pub const fn learn(&mut self, mac: Mac) {
+        self.next_hop = Some(mac);
+    }
+
+    /// Writes the headers before `payload` bytes that lie at [`Route::header_bytes`] of `frame`.
+    /// Returns the frame's length, or `None` if it does not fit into `frame` or into IP, or the
+    /// next hop is not known.
+    pub fn finish(&self, frame: &mut [u8], payload: usize) -> Option<usize> {
+        let bytes = self.header_bytes().checked_add(payload)?;
+        let frame = frame.get_mut(..bytes)?;
+        let next_hop = self.next_hop?;
+        match &self.ends {
+            Ends::V4(ends) => {
+                ends.finish(self.link(frame, next_hop, ETHERTYPE_IPV4)?, self.ports)?;
+            }
+            Ends::V6(ends) => {
+                ends.finish(self.link(frame, next_hop, ETHERTYPE_IPV6)?, self.ports)?;
+            }
+        }
         Some(bytes)
     }
 
-    /// Judges a frame that arrived.
+    /// What `frame` is to us. A tag's priority does not matter, and a tag that names no VLAN is none.
     pub fn receive<'a>(&self, frame: &'a mut [u8]) -> Received<'a> {
-        let Ok((ethernet, _)) = Ethernet::read_from_prefix(frame) else {
+        let Some((from, ethertype, packet)) = self.unwrap(frame) else {
             return Received::Other;
         };
-        match ethernet.ethertype.get() {
-            ETHERTYPE_ARP => self
-                .question(frame)
-                .map_or(Received::Other, Received::Question),
-            ETHERTYPE_IPV4 => self
-                .payload(frame)
-                .map_or(Received::Other, Received::Payload),
-            _ => Received::Other,
-        }
+        let received = match (&self.ends, ethertype) {
+            (Ends::V4(ends), ETHERTYPE_ARP) => ends.neighbour(packet),
+            (Ends::V4(ends), ETHERTYPE_IPV4) => {
+                ends.payload(packet, self.ports).map(Received::Payload)
+            }
+            (Ends::V6(ends), ETHERTYPE_IPV6) if ipv6::is_neighbour(packet) => {
+                ends.neighbour(packet, from)
+            }
+            (Ends::V6(ends), ETHERTYPE_IPV6) => {
+                ends.payload(packet, self.ports).map(Received::Payload)
+            }
+            _ => None,
+        };
+        received.unwrap_or(Received::Other)
     }
 
     /// Writes the answer to `asker` into `frame`. Returns its length, or `None` if `frame` is too
     /// small.
     pub fn answer(&self, asker: &Asker, frame: &mut [u8]) -> Option<usize> {
-        let answer = ArpFrame {
-            ethernet: Ethernet {
-                to: asker.mac,
-                from: self.own_mac,
-                ethertype: ETHERTYPE_ARP.into(),
-            },
-            arp: Arp {
-                kinds: ARP_KINDS,
-                operation: ARP_REPLY.into(),
-                sender_mac: self.own_mac,
-                sender: self.local,
-                target_mac: asker.mac,
-                target: asker.address,
-            },
+        let bytes = match (&self.ends, asker.address) {
+            (Ends::V4(ends), Address::V4(address)) => {
+                let packet = self.link(frame, asker.mac, ETHERTYPE_ARP)?;
+                ends.answer(packet, self.own_mac, asker.mac, address)?
+            }
+            (Ends::V6(ends), Address::V6(address)) => {
+                let (to, to_mac) = ipv6::answer_to(address, asker.mac);
+                let packet = self.link(frame, to_mac, ETHERTYPE_IPV6)?;
+                ends.answer(packet, self.own_mac, to, to == address)?
+            }
+            _ => return None,
         };
-        answer.write_to_prefix(frame).ok()?;
-        Some(ARP_BYTES)
+        self.link_bytes().checked_add(bytes)
     }
 
-    fn question(&self, frame: &[u8]) -> Option<Asker> {
-        let (ArpFrame { arp, .. }, _) = ArpFrame::read_from_prefix(frame).ok()?;
-        let for_us = arp.kinds == ARP_KINDS
-            && arp.operation.get() == ARP_REQUEST
-            && arp.target == self.local;
-        for_us.then_some(Asker {
-            mac: arp.sender_mac,
-            address: arp.sender,
-        })
+    /// Writes into `frame` the question who the next hop is. Returns its length, or `None` if
+    /// `frame` is too small.
+    pub fn ask(&self, frame: &mut [u8]) -> Option<usize> {
+        let bytes = match &self.ends {
+            Ends::V4(ends) => {
+                let packet = self.link(frame, BROADCAST, ETHERTYPE_ARP)?;
+                ends.ask(packet, self.own_mac)?
+            }
+            Ends::V6(ends) => {
+                let packet = self.link(frame, ends.asked_mac(), ETHERTYPE_IPV6)?;
+                ends.ask(packet, self.own_mac)?
+            }
+        };
+        self.link_bytes().checked_add(bytes)
     }
 
-    fn payload<'a>(&self, frame: &'a mut [u8]) -> Option<&'a mut [u8]> {
-        let (_, packet) = frame.split_at_mut_checked(size_of::<Ethernet>())?;
-        let (ip, _) = Ipv4::read_from_prefix(packet).ok()?;
-        let version = ip.version_and_words >> 4;
-        let header_bytes = usize::from(ip.version_and_words & 0xf).checked_mul(4)?;
-        let whole = ip.fragment.get() & IPV4_FRAGMENT == 0;
-        let between_us = ip.from == self.remote && ip.to == self.local;
-        if version != 4
-            || ip.protocol != PROTOCOL_UDP
-            || !whole
-            || !between_us
-            || header_bytes < size_of::<Ipv4>()
-        {
-            return None;
+    /// Writes the Ethernet header, with the tag if there is one; returns what is behind it.
+    fn link<'a>(&self, frame: &'a mut [u8], to: Mac, ethertype: u16) -> Option<&'a mut [u8]> {
+        let ethernet = |ethertype: u16| Ethernet {
+            to,
+            from: self.own_mac,
+            ethertype: ethertype.into(),
+        };
+        let (head, packet) = frame.split_at_mut_checked(self.link_bytes())?;
+        match self.tag {
+            None => ethernet(ethertype).write_to(head).ok()?,
+            Some(tag) => {
+                ethernet(ETHERTYPE_VLAN).write_to_prefix(head).ok()?;
+                let ethertype = ethertype.into();
+                let tag = tag.into();
+                Tag { tag, ethertype }.write_to_suffix(head).ok()?;
+            }
         }
-        // The link may have padded the packet.
-        let packet = packet.get_mut(..usize::from(ip.total_bytes.get()))?;
-        let datagram = packet.get_mut(header_bytes..)?;
-        let (udp, _) = Udp::read_from_prefix(datagram).ok()?;
-        if udp.from.get() != self.remote_port || udp.to.get() != self.local_port {
-            return None;
-        }
-        datagram.get_mut(size_of::<Udp>()..usize::from(udp.bytes.get()))
+        Some(packet)
+    }
+
+    /// The sender, the type and the contents of a frame on our VLAN, or outside of any if we are.
+    fn unwrap<'a>(&self, frame: &'a mut [u8]) -> Option<(Mac, u16, &'a mut [u8])> {
+        let (ethernet, _) = Ethernet::read_from_prefix(frame).ok()?;
+        let (_, behind) = frame.split_at_mut_checked(size_of::<Ethernet>())?;
+        let (vlan, ethertype, packet) = if ethernet.ethertype.get() == ETHERTYPE_VLAN {
+            let (tag, _) = Tag::read_from_prefix(behind).ok()?;
+            let (_, packet) = behind.split_at_mut_checked(size_of::<Tag>())?;
+            (tag.tag.get() & VLAN_MASK, tag.ethertype.get(), packet)
+        } else {
+            (0, ethernet.ethertype.get(), behind)
+        };
+        let ours = self.tag.unwrap_or(0) & VLAN_MASK;
+        (vlan == ours).then_some((ethernet.from, ethertype, packet))
     }
 }
 
-/// The Internet checksum (RFC 1071) of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let (words, _) = bytes.as_chunks::<2>();
-    let sum = words.iter().fold(0_u32, |sum, word| {
-        sum.wrapping_add(u32::from(u16::from_be_bytes(*word)))
-    });
-    // Two folds are enough for the 30 words of the longest header.
-    let folded = (sum >> 16).wrapping_add(sum & 0xffff);
-    let folded = (folded >> 16).wrapping_add(folded & 0xffff);
-    let [_, _, high, low] = folded.to_be_bytes();
-    !u16::from_be_bytes([high, low])
+/// The payload of the UDP `datagram`, if its ports are ours.
+fn udp_payload(datagram: &mut [u8], ports: Ports) -> Option<&mut [u8]> {
+    let (udp, _) = Udp::read_from_prefix(datagram).ok()?;
+    if udp.from.get() != ports.remote || udp.to.get() != ports.local {
+        return None;
+    }
+    datagram.get_mut(size_of::<Udp>()..usize::from(udp.bytes.get()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The module's core: everything the kernel module does that is not the kernel's business.
 //!
 //! [`driver`] turns the client engine's steps into frames and requests for the C shim, [`frame`]
-//! knows Ethernet, ARP, IPv4 and UDP, and `ffi` is the shim's door: the only unsafe code, and
+//! knows Ethernet, VLANs, IPv4, IPv6 and UDP, and `ffi` is the shim's door: the only unsafe code, and
 //! nothing else in it.
 //!
 //! Everything here may run after the kernel has died: no allocation, no blocking, and nothing that

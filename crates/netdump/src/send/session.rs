@@ -289,7 +289,8 @@ fn server(plan: &Plan<'_>, session: SessionId) -> Server {
         local_port: 0,
         remote: address(plan.server.ip()),
         remote_port: plan.server.port(),
-        next_hop: [0; 6],
+        next_hop: Address::V4([0; 4]),
+        next_hop_mac: [0; 6],
         session,
         keys: plan.key.secret.session_keys(session),
     }

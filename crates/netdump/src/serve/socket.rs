@@ -7,7 +7,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::ptr;
 use std::time::Duration;
@@ -15,14 +15,15 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{
-    set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_reuseport,
-    socket_recv_buffer_size,
+    set_ipv6_v6only, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force,
+    set_socket_reuseport, socket_recv_buffer_size,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
 /// Opens a socket at `address`. `shared` lets further sockets of this process bind there too; the
 /// kernel then keeps each client with one of them. Without it the call fails when anybody holds the
-/// port.
+/// port. At an IPv6 address that is all addresses it receives over IPv4 too, whatever
+/// `net.ipv6.bindv6only` says.
 pub fn open(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     let family = if address.is_ipv4() {
         AddressFamily::INET
@@ -32,6 +33,9 @@ pub fn open(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     if shared {
         set_socket_reuseport(&socket, true)?;
+    }
+    if address.is_ipv6() {
+        set_ipv6_v6only(&socket, false)?;
     }
     bind(&socket, &address)?;
     Ok(UdpSocket::from(socket))
@@ -44,8 +48,9 @@ pub fn prepare(socket: &UdpSocket) -> io::Result<usize> {
         set_socket_recv_buffer_size(socket, RECEIVE_BUFFER_BYTES)?;
     }
     set_option(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
-    if socket.local_addr()?.is_ipv4() {
-        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    if socket.local_addr()?.is_ipv6() {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
     }
     // Kernels before 5.0 lack it and deliver datagrams one by one.
     if let Err(error) = set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
@@ -60,62 +65,129 @@ pub fn prepare(socket: &UdpSocket) -> io::Result<usize> {
 /// Who sent a datagram, and to which of our addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// The client.
+    /// The client. One that came over IPv4 has an IPv4 address, whatever the socket calls it.
     pub address: SocketAddr,
-    /// The address it knows us by. A reply from another one would be taken for somebody else's.
-    /// `None` leaves the choice to the routing table.
-    pub local: Option<Ipv4Addr>,
+    /// The address it knows us by, of the same family. A reply from another one would be taken for
+    /// somebody else's. `None` leaves the choice to the routing table.
+    pub local: Option<IpAddr>,
 }
 
 /// Sends a datagram to `peer` from the address that it knows us by.
 pub fn send(socket: &UdpSocket, bytes: &[u8], peer: Peer) -> io::Result<()> {
-    let (SocketAddr::V4(address), Some(local)) = (peer.address, peer.local) else {
-        return socket.send_to(bytes, peer.address).map(drop);
-    };
-    let mut name = libc::sockaddr_in {
-        sin_family: AF_INET,
-        sin_port: address.port().to_be(),
-        sin_addr: in_addr(*address.ip()),
-        sin_zero: [0; 8],
-    };
+    let (mut name, name_bytes) = name_for(socket, peer.address)?;
+    let mut control = Control::default();
+    match peer.local {
+        None => {}
+        Some(IpAddr::V4(local)) => control.put(
+            (libc::IPPROTO_IP, libc::IP_PKTINFO),
+            libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: in_addr(local),
+                ipi_addr: in_addr(local),
+            },
+        ),
+        // The name of a link-local client says which device.
+        Some(IpAddr::V6(local)) => control.put(
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO),
+            libc::in6_pktinfo {
+                ipi6_addr: in6_addr(local),
+                ipi6_ifindex: 0,
+            },
+        ),
+    }
     let mut part = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
     };
-    let mut control = [0_u64; CONTROL_WORDS];
     // SAFETY: all-zero bytes are a valid msghdr: integers and null pointers.
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     message.msg_name = (&raw mut name).cast();
-    message.msg_namelen = socklen::<libc::sockaddr_in>();
+    message.msg_namelen = name_bytes;
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = PKTINFO_SPACE;
-    let info = libc::in_pktinfo {
-        ipi_ifindex: 0,
-        ipi_spec_dst: in_addr(local),
-        ipi_addr: in_addr(local),
-    };
-    let head = libc::cmsghdr {
-        cmsg_len: PKTINFO_LEN,
-        cmsg_level: libc::IPPROTO_IP,
-        cmsg_type: libc::IP_PKTINFO,
-    };
-    // SAFETY: the control area is larger than a header, so this points to its begin, which is
-    // 8-byte aligned.
-    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
-    // SAFETY: as above; `PKTINFO_SPACE` bytes of the area are for this header and its data.
-    unsafe { first.write(head) };
-    // SAFETY: as above.
-    let data = unsafe { libc::CMSG_DATA(first) };
-    // SAFETY: as above; the write asks for no alignment.
-    unsafe { data.cast::<libc::in_pktinfo>().write_unaligned(info) };
+    if control.used > 0 {
+        message.msg_control = control.words.as_mut_ptr().cast();
+        message.msg_controllen = control.used;
+    }
     // SAFETY: name, part, bytes and control area are of the lengths given and outlive the call,
     // which only reads them.
     match unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, 0) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+/// The control area of a message to send.
+#[derive(Default)]
+struct Control {
+    words: [u64; CONTROL_WORDS],
+    /// In bytes.
+    used: usize,
+}
+
+impl Control {
+    /// Makes it hold one note, of this level and type.
+    fn put<T: Copy>(&mut self, (level, kind): (libc::c_int, libc::c_int), note: T) {
+        const { assert!(size_of::<T>() <= size_of::<libc::in6_pktinfo>()) };
+        // SAFETY: it only computes.
+        let space = unsafe { libc::CMSG_SPACE(socklen::<T>()) } as usize;
+        // SAFETY: as above.
+        let length = unsafe { libc::CMSG_LEN(socklen::<T>()) } as usize;
+        let first = self.words.as_mut_ptr().cast::<libc::cmsghdr>();
+        // SAFETY: the area is aligned and large enough for a header and the largest note (asserted
+        // above against the one that CONTROL_WORDS has room for twice).
+        unsafe {
+            first.write(libc::cmsghdr {
+                cmsg_len: length,
+                cmsg_level: level,
+                cmsg_type: kind,
+            });
+        }
+        // SAFETY: as above.
+        let data = unsafe { libc::CMSG_DATA(first) };
+        // SAFETY: as above; the write asks for no alignment.
+        unsafe { data.cast::<T>().write_unaligned(note) };
+        self.used = space;
+    }
+}
+
+/// The name by which `socket` knows `address`: an IPv6 socket knows IPv4 addresses as mapped ones.
+fn name_for(
+    socket: &UdpSocket,
+    address: SocketAddr,
+) -> io::Result<(libc::sockaddr_storage, libc::socklen_t)> {
+    let mut name = MaybeUninit::<libc::sockaddr_storage>::zeroed();
+    let length = match (socket.local_addr()?, address) {
+        (SocketAddr::V4(_), SocketAddr::V4(address)) => {
+            let v4 = libc::sockaddr_in {
+                sin_family: AF_INET,
+                sin_port: address.port().to_be(),
+                sin_addr: in_addr(*address.ip()),
+                sin_zero: [0; 8],
+            };
+            // SAFETY: a sockaddr_storage is large and aligned enough for every family's name.
+            unsafe { name.as_mut_ptr().cast::<libc::sockaddr_in>().write(v4) };
+            socklen::<libc::sockaddr_in>()
+        }
+        (_, address) => {
+            let (ip, scope) = match address {
+                SocketAddr::V4(address) => (address.ip().to_ipv6_mapped(), 0),
+                SocketAddr::V6(address) => (*address.ip(), address.scope_id()),
+            };
+            let v6 = libc::sockaddr_in6 {
+                sin6_family: AF_INET6,
+                sin6_port: address.port().to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: in6_addr(ip),
+                sin6_scope_id: scope,
+            };
+            // SAFETY: as above.
+            unsafe { name.as_mut_ptr().cast::<libc::sockaddr_in6>().write(v6) };
+            socklen::<libc::sockaddr_in6>()
+        }
+    };
+    // SAFETY: all-zero bytes are a valid sockaddr_storage, and what was written are integers.
+    Ok((unsafe { name.assume_init() }, length))
 }
 
 /// Room for what one system call receives.
@@ -260,12 +332,18 @@ fn in_addr(address: Ipv4Addr) -> libc::in_addr {
     }
 }
 
+const fn in6_addr(address: Ipv6Addr) -> libc::in6_addr {
+    libc::in6_addr {
+        s6_addr: address.octets(),
+    }
+}
+
 /// What the kernel says beside a message.
 #[derive(Default)]
 struct Notes {
     segment: Option<usize>,
     overflows: Option<u32>,
-    local: Option<Ipv4Addr>,
+    local: Option<IpAddr>,
 }
 
 impl Notes {
@@ -288,7 +366,17 @@ impl Notes {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     // SAFETY: as above; behind this kind of header lies a whole in_pktinfo.
                     let info = unsafe { data.cast::<libc::in_pktinfo>().read_unaligned() };
-                    notes.local = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)));
+                    let local = Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr));
+                    notes.local = Some(local.into());
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    // SAFETY: as above; behind this kind of header lies a whole in6_pktinfo.
+                    let info = unsafe { data.cast::<libc::in6_pktinfo>().read_unaligned() };
+                    let local = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                    // Of a datagram over IPv4 it holds the sender; the other note is right.
+                    if local.to_ipv4_mapped().is_none() {
+                        notes.local = Some(local.into());
+                    }
                 }
                 _ => {}
             }
@@ -342,10 +430,14 @@ fn address(name: &libc::sockaddr_storage) -> SocketAddr {
     }
     // SAFETY: as above; for another family the bytes would be meaningless, not invalid.
     let v6 = unsafe { *name.cast::<libc::sockaddr_in6>() };
-    SocketAddr::new(
-        IpAddr::V6(Ipv6Addr::from(v6.sin6_addr.s6_addr)),
+    let (ip, port) = (
+        Ipv6Addr::from(v6.sin6_addr.s6_addr),
         u16::from_be(v6.sin6_port),
-    )
+    );
+    match ip.to_ipv4_mapped() {
+        Some(ip) => SocketAddr::new(ip.into(), port),
+        None => SocketAddrV6::new(ip, port, 0, v6.sin6_scope_id).into(),
+    }
 }
 
 /// A second of 1 Gbit/s while the disk stalls.
@@ -355,15 +447,11 @@ const MESSAGES: usize = 32;
 const MESSAGES_UINT: libc::c_uint = 32;
 /// The longest message: a full train of merged datagrams.
 const MESSAGE_BYTES: usize = 1 << 16;
-/// Two control messages of 4 bytes and one of 12 take 80 bytes; the rest is margin.
-const CONTROL_WORDS: usize = 12;
+/// Two notes of 4 bytes, one of 12 and one of 20 take 120 bytes; the rest is margin.
+const CONTROL_WORDS: usize = 20;
 const CONTROL_BYTES: usize = CONTROL_WORDS * 8;
-// SAFETY: both only compute.
-const PKTINFO_SPACE: usize = unsafe { libc::CMSG_SPACE(PKTINFO_BYTES) } as usize;
-// SAFETY: as above.
-const PKTINFO_LEN: usize = unsafe { libc::CMSG_LEN(PKTINFO_BYTES) } as usize;
-const PKTINFO_BYTES: libc::c_uint = socklen::<libc::in_pktinfo>();
 const AF_INET: libc::sa_family_t = 2;
+const AF_INET6: libc::sa_family_t = 10;
 const NAME_BYTES: libc::socklen_t = socklen::<libc::sockaddr_storage>();
 
 #[cfg(test)]
@@ -412,6 +500,38 @@ mod tests {
         let mut bytes = [0; 16];
         client.set_read_timeout(Some(WAIT * 20)).unwrap();
         assert_eq!(client.recv_from(&mut bytes).unwrap(), (5, asked));
+    }
+
+    #[test]
+    fn one_socket_serves_both_families_and_names_each_client_by_its_own() {
+        let socket = open("[::]:0".parse().unwrap(), true).unwrap();
+        prepare(&socket).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        for (from, asked) in [
+            ("127.0.0.1:0", IpAddr::from([127, 0, 0, 5])),
+            ("[::1]:0", Ipv6Addr::LOCALHOST.into()),
+        ] {
+            let client = UdpSocket::bind(from).unwrap();
+            client.send_to(b"ask", (asked, port)).unwrap();
+            let mut batch = Batch::new();
+            batch.receive(&socket, WAIT).unwrap();
+            batch.each(|peer, _| {
+                assert_eq!(peer.address, client.local_addr().unwrap());
+                assert_eq!(peer.local, Some(asked));
+                send(&socket, b"reply", peer).unwrap();
+                // As after a restart of the server, which forgets how it was asked.
+                let forgotten = Peer {
+                    local: None,
+                    ..peer
+                };
+                send(&socket, b"again", forgotten).unwrap();
+            });
+            let mut bytes = [0; 16];
+            client.set_read_timeout(Some(WAIT * 20)).unwrap();
+            let asked = SocketAddr::new(asked, port);
+            assert_eq!(client.recv_from(&mut bytes).unwrap(), (5, asked));
+            assert_eq!(client.recv_from(&mut bytes).unwrap().0, 5);
+        }
     }
 
     #[test]

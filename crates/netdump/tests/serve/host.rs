@@ -121,7 +121,8 @@ impl Host {
             local_port: 6666,
             remote: Address::V4([127, 0, 0, 1]),
             remote_port: 6666,
-            next_hop: [2, 0, 0, 0, 0, 2],
+            next_hop: Address::V4([127, 0, 0, 1]),
+            next_hop_mac: [2, 0, 0, 0, 0, 2],
             session,
             keys: self.key.secret.session_keys(session),
         }

@@ -16,7 +16,8 @@ pub(super) fn server(arming: u64) -> Server {
         local_port: 6666,
         remote: Address::V4([10, 0, 2, 2]),
         remote_port: 6666,
-        next_hop: [0x52, 0x55, 10, 0, 2, 2],
+        next_hop: Address::V4([10, 0, 2, 2]),
+        next_hop_mac: [0x52, 0x55, 10, 0, 2, 2],
         session: SessionId {
             key: KeyId(5),
             arming: ArmingId(arming),
@@ -36,10 +37,12 @@ fn arming() -> Arming {
     servers[1] = Some(Server {
         local: Address::V6([1; 16]),
         remote: Address::V6([2; 16]),
+        next_hop: Address::V6([3; 16]),
         ..server(2)
     });
     Arming {
         ifindex: 3,
+        vlan: Some(0xA064),
         datagram_bytes: 1472,
         give_up_seconds: 60,
         boot: [8; 16],
@@ -92,7 +95,10 @@ fn illegal_fields_are_named() {
     let second = |change: fn(&mut Server)| {
         move |arming: &mut Arming| change(arming.servers[1].as_mut().expect("second server"))
     };
-    let cases: [(Refusal, Change); 11] = [
+    let cases: [(Refusal, Change); 14] = [
+        (Refusal::Vlan, Box::new(|a| a.vlan = Some(0x2000))),
+        (Refusal::Vlan, Box::new(|a| a.vlan = Some(0x0fff))),
+        (Refusal::Vlan, Box::new(|a| a.vlan = Some(0x1064))),
         (Refusal::Device, Box::new(|a| a.ifindex = 0)),
         (Refusal::DatagramBytes, Box::new(|a| a.datagram_bytes = 507)),
         (
@@ -113,7 +119,7 @@ fn illegal_fields_are_named() {
         (Refusal::Port, Box::new(second(|s| s.remote_port = 0))),
         (
             Refusal::NextHop,
-            Box::new(second(|s| s.next_hop = [0xFF; 6])),
+            Box::new(second(|s| s.next_hop_mac = [0xFF; 6])),
         ),
         (
             Refusal::SessionTwice,

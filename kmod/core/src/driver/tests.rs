@@ -9,8 +9,11 @@ use proto::units::{ArmingId, KeyId, SessionId};
 use proto::wire::Header;
 
 use super::*;
-use crate::frame::ARP_BYTES;
 
+/// Bytes before a payload to an IPv4 server without a VLAN.
+const HEADER_BYTES: usize = HEADER_BYTES_MIN;
+/// Bytes of an ARP frame.
+const ARP_BYTES: usize = 42;
 const SLOTS: u16 = 32;
 const DATAGRAM_BYTES: u16 = 1472;
 const OWN: Mac = [2, 0, 0, 0, 0, 1];
@@ -45,7 +48,8 @@ fn server(last: u8) -> Server {
         local_port: 6666,
         remote: Address::V4([10, 0, 2, last]),
         remote_port: 6666,
-        next_hop: [2, 0, 0, 0, 0, last],
+        next_hop: Address::V4([10, 0, 2, last]),
+        next_hop_mac: [2, 0, 0, 0, 0, last],
         session: SessionId {
             key: KeyId(7),
             arming: ArmingId(u64::from(last)),
@@ -62,6 +66,7 @@ fn message(servers: &[Server]) -> Vec<u8> {
     host[..4].copy_from_slice(b"host");
     let mut arming = Arming {
         ifindex: 2,
+        vlan: None,
         datagram_bytes: DATAGRAM_BYTES,
         give_up_seconds: GIVE_UP_SECONDS,
         boot: [9; 16],
@@ -84,8 +89,7 @@ fn crash() -> Crash {
 
 fn crashed(servers: &[Server]) -> Driver {
     let mut driver = Driver::new();
-    let expected = usize::from(DATAGRAM_BYTES) + HEADER_BYTES;
-    assert_eq!(driver.command(&message(servers)), Ok(Some((2, expected))));
+    assert!(driver.command(&message(servers)).is_ok());
     driver.accept();
     driver.start(Instant::from_micros(0), &crash());
     driver
@@ -100,6 +104,44 @@ fn next(driver: &mut Driver, now: Instant, frames: &mut FakeFrames) -> Next {
         }
     }
     panic!("the driver asks for ever");
+}
+
+/// The same server over IPv6.
+fn server6(last: u8) -> Server {
+    Server {
+        local: Address::V6([1; 16]),
+        remote: Address::V6([last; 16]),
+        next_hop: Address::V6([last; 16]),
+        ..server(last)
+    }
+}
+
+fn answer(mac: Mac) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1];
+    frame.extend(mac);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+    frame.extend(mac);
+    frame.extend([10, 0, 2, 2, 2, 0, 0, 0, 0, 1, 10, 0, 2, 15]);
+    frame
+}
+
+/// Runs `driver` until `until`; returns the frames it sends, with the time of each.
+fn sent(driver: &mut Driver, from: Instant, until: Instant) -> Vec<(Instant, Vec<u8>)> {
+    let (mut frames, mut now, mut sent) = (FakeFrames::new(), from, Vec::new());
+    while now < until {
+        match next(driver, now, &mut frames) {
+            Next::Send { slot, bytes, .. } => {
+                sent.push((now, frames.buffers[usize::from(slot)][..bytes].to_vec()));
+            }
+            Next::Wait(at) => now = at.max(now + Micros::new(100)),
+            other @ (Next::Read { .. } | Next::Finished(_)) => panic!("{other:?}"),
+        }
+    }
+    sent
+}
+
+fn is_arp(frame: &[u8]) -> bool {
+    frame[12..14] == [8, 6]
 }
 
 fn question() -> Vec<u8> {
@@ -125,14 +167,6 @@ fn a_refused_message_costs_nothing() {
     driver.accept();
     driver.command(&message(&[server(9)])).unwrap();
     assert!(driver.command(b"garbage").is_err());
-    let mut v6 = server(3);
-    (v6.local, v6.remote) = (Address::V6([1; 16]), Address::V6([2; 16]));
-    assert!(
-        driver
-            .command(&message(&[v6]))
-            .unwrap_err()
-            .contains("IPv6")
-    );
     let mut status = Status::idle();
     driver.status(&mut status);
     assert_eq!(status.server_address(), Some(Address::V4([10, 0, 2, 2])));
@@ -184,6 +218,100 @@ fn a_question_is_answered_from_the_spare_buffer_when_it_is_free() {
 }
 
 #[test]
+fn the_shim_is_told_the_longest_frame_of_all_servers() {
+    let mut driver = Driver::new();
+    let expected = |frame_bytes, packet_bytes| Needs {
+        ifindex: 2,
+        frame_bytes,
+        packet_bytes,
+    };
+    let v4 = driver.command(&message(&[server(2)]));
+    assert_eq!(v4, Ok(Some(expected(1514, 1500))));
+    let both = driver.command(&message(&[server(2), server6(3)]));
+    assert_eq!(both, Ok(Some(expected(1534, 1520))));
+}
+
+#[test]
+fn a_silent_next_hop_is_asked_and_followed_to_its_new_address() {
+    let mut driver = crashed(&[server(2)]);
+    let second = Instant::from_micros(1_000_000);
+    let unasked = [2, 0, 0, 0, 0, 8];
+    driver.received(Instant::from_micros(1), &mut answer(unasked));
+    let before = sent(&mut driver, Instant::from_micros(1), second);
+    assert!(!before.is_empty());
+    for (_, frame) in &before {
+        assert!(!is_arp(frame), "it is asked too early");
+        assert_eq!(
+            frame[..6],
+            [2, 0, 0, 0, 0, 2],
+            "who was not asked is believed"
+        );
+    }
+    let later = second + Micros::from_millis(2500);
+    let after = sent(&mut driver, second, later);
+    let asked: Vec<u64> = after
+        .iter()
+        .filter(|(_, frame)| is_arp(frame))
+        .map(|(at, _)| at.as_micros() / 1_000_000)
+        .collect();
+    assert_eq!(asked, [1, 2, 3]);
+    driver.received(later, &mut answer([2, 0, 0, 0, 0, 9]));
+    let moved = sent(&mut driver, later, later + Micros::from_secs(3));
+    let mut datagrams = moved.iter().filter(|(_, frame)| !is_arp(frame)).peekable();
+    assert!(datagrams.peek().is_some());
+    assert!(datagrams.all(|(_, frame)| frame[..6] == [2, 0, 0, 0, 0, 9]));
+}
+
+#[test]
+fn a_server_that_did_not_answer_when_armed_is_asked_first() {
+    let mut unknown = server(2);
+    unknown.next_hop_mac = [0; 6];
+    let mut driver = crashed(&[unknown, server(3)]);
+    let start = Instant::from_micros(0);
+    let later = start + Micros::from_millis(2500);
+    let before = sent(&mut driver, start, later);
+    assert!(before.iter().all(|(_, frame)| is_arp(frame)));
+    assert_eq!(before.len(), 3);
+    driver.received(later, &mut answer([2, 0, 0, 0, 0, 9]));
+    let after = sent(&mut driver, later, later + Micros::from_millis(10));
+    assert_eq!(after[0].1[..6], [2, 0, 0, 0, 0, 9]);
+}
+
+#[test]
+fn a_server_that_never_answers_makes_room_for_the_next() {
+    let mut unknown = server(2);
+    unknown.next_hop_mac = [0; 6];
+    let mut driver = crashed(&[unknown, server(3)]);
+    let start = Instant::from_micros(0);
+    let sent = sent(&mut driver, start, start + Micros::from_secs(11));
+    let (at, frame) = sent.iter().find(|(_, frame)| !is_arp(frame)).unwrap();
+    assert_eq!(at.as_micros() / 1_000_000, 10);
+    assert_eq!(frame[..6], [2, 0, 0, 0, 0, 3]);
+    let header = Header::parse(&frame[HEADER_BYTES..]).unwrap();
+    assert_eq!(header.session, server(3).session);
+}
+
+#[test]
+fn a_session_can_be_taken_to_a_server_by_its_index() {
+    let mut driver = crashed(&[server(2), server6(3)]);
+    let start = Instant::from_micros(1);
+    let millisecond = start + Micros::from_millis(1);
+    let first = sent(&mut driver, start, millisecond);
+    let last = Header::parse(&first.last().unwrap().1[HEADER_BYTES..]).unwrap();
+    assert!(!driver.switch(millisecond, 2), "there is no third server");
+    assert!(driver.switch(millisecond, 1));
+    let (_, frame) = sent(&mut driver, millisecond, millisecond + Micros::new(50))[0].clone();
+    assert_eq!(frame[12..14], [0x86, 0xdd]);
+    let header = Header::parse(&frame[62..]).unwrap();
+    assert_eq!((header.session, header.attempt), (server6(3).session, 0));
+    assert!(driver.switch(millisecond, 0));
+    let (_, frame) = sent(&mut driver, millisecond, millisecond + Micros::new(50))[0].clone();
+    let header = Header::parse(&frame[HEADER_BYTES..]).unwrap();
+    assert_eq!((header.session, header.attempt), (server(2).session, 1));
+    assert!(header.number > last.number, "a packet number is used twice");
+}
+
+#[test]
 fn silent_servers_are_tried_in_turn_without_a_nonce_used_twice_until_it_is_enough() {
     let mut driver = crashed(&[server(2), server(3)]);
     let mut frames = FakeFrames::new();
@@ -193,6 +321,9 @@ fn silent_servers_are_tried_in_turn_without_a_nonce_used_twice_until_it_is_enoug
         match next(&mut driver, now, &mut frames) {
             Next::Send { slot, bytes, .. } => {
                 let frame = &frames.buffers[usize::from(slot)][..bytes];
+                if is_arp(frame) {
+                    continue;
+                }
                 let header = Header::parse(&frame[HEADER_BYTES..]).unwrap();
                 let seen = (header.session, header.attempt, header.number.0);
                 if header.kind == proto::wire::Kind::First && firsts.last() != Some(&seen) {

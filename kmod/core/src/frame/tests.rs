@@ -10,6 +10,11 @@ use super::*;
 
 const OWN: Mac = [2, 0, 0, 0, 0, 1];
 const HOP: Mac = [2, 0, 0, 0, 0, 2];
+const HEADER_BYTES: usize = HEADER_BYTES_MIN;
+const ARP_BYTES: usize = 42;
+/// fd00::15 and fd00::2.
+const OWN6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x15];
+const SERVER6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 
 fn server(local: Address, remote: Address) -> Server {
     Server {
@@ -17,7 +22,8 @@ fn server(local: Address, remote: Address) -> Server {
         local_port: 6666,
         remote,
         remote_port: 7777,
-        next_hop: HOP,
+        next_hop: remote,
+        next_hop_mac: HOP,
         session: SessionId::default(),
         keys: SessionKeys {
             client: [0; 32],
@@ -26,54 +32,85 @@ fn server(local: Address, remote: Address) -> Server {
     }
 }
 
+fn v4() -> Server {
+    server(Address::V4([10, 0, 2, 15]), Address::V4([10, 0, 2, 2]))
+}
+
+fn v6() -> Server {
+    server(Address::V6(OWN6), Address::V6(SERVER6))
+}
+
 fn route() -> Route {
-    Route::new(
-        OWN,
-        &server(Address::V4([10, 0, 2, 15]), Address::V4([10, 0, 2, 2])),
-    )
-    .unwrap()
+    Route::new(OWN, None, &v4()).unwrap()
+}
+
+/// The four ways there are: both families, outside and inside of a VLAN.
+fn routes() -> [Route; 4] {
+    [
+        (None, v4()),
+        (Some(0xa064), v4()),
+        (None, v6()),
+        (Some(0xa064), v6()),
+    ]
+    .map(|(tag, server)| Route::new(OWN, tag, &server).unwrap())
 }
 
 /// The same way, seen from the server.
-fn reverse() -> Route {
-    let there = route();
+fn reverse(there: &Route) -> Route {
+    let ends = match there.ends {
+        Ends::V4(ends) => Ends::V4(ipv4::Ends {
+            local: ends.remote,
+            remote: ends.local,
+            next_hop: ends.local,
+        }),
+        Ends::V6(ends) => Ends::V6(ipv6::Ends {
+            local: ends.remote,
+            remote: ends.local,
+            next_hop: ends.local,
+        }),
+    };
     Route {
-        own_mac: there.next_hop,
-        next_hop: there.own_mac,
-        local: there.remote,
-        remote: there.local,
-        local_port: there.remote_port,
-        remote_port: there.local_port,
+        own_mac: HOP,
+        next_hop: Some(OWN),
+        // The server's side uses another priority.
+        tag: there.tag.map(|tag| tag & VLAN_MASK | 0x2000),
+        ends,
+        ports: Ports {
+            local: there.ports.remote,
+            remote: there.ports.local,
+        },
     }
 }
 
-fn sent_by_server(payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0; HEADER_BYTES + payload.len()];
-    frame[HEADER_BYTES..].copy_from_slice(payload);
+/// A frame with `payload` from the other end of `route`.
+fn replied(route: &Route, payload: &[u8]) -> Vec<u8> {
+    let at = route.header_bytes();
+    let mut frame = vec![0; at + payload.len()];
+    frame[at..].copy_from_slice(payload);
     assert_eq!(
-        reverse().finish(&mut frame, payload.len()),
+        reverse(route).finish(&mut frame, payload.len()),
         Some(frame.len())
     );
     frame
 }
 
-fn question(target: [u8; 4]) -> Vec<u8> {
-    let mut frame = vec![0; ARP_BYTES];
-    let arp = Arp {
-        kinds: ARP_KINDS,
-        operation: ARP_REQUEST.into(),
-        sender_mac: HOP,
-        sender: [10, 0, 2, 2],
-        target_mac: [0; 6],
-        target,
-    };
-    let ethernet = Ethernet {
-        to: [0xff; 6],
-        from: HOP,
-        ethertype: ETHERTYPE_ARP.into(),
-    };
-    ArpFrame { ethernet, arp }.write_to(&mut frame).unwrap();
+fn sent_by_server(payload: &[u8]) -> Vec<u8> {
+    replied(&route(), payload)
+}
+
+fn arp(operation: u8, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(HOP);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
+    frame.extend(HOP);
+    frame.extend(sender);
+    frame.extend([0; 6]);
+    frame.extend(target);
     frame
+}
+
+fn question(target: [u8; 4]) -> Vec<u8> {
+    arp(1, [10, 0, 2, 2], target)
 }
 
 #[test]
@@ -93,7 +130,7 @@ fn a_frame_is_what_the_standards_say() {
 fn a_checksummed_header_sums_up_to_zero() {
     for payload in [0, 1, 508, 1472] {
         let frame = sent_by_server(&vec![7; payload]);
-        assert_eq!(checksum(&frame[14..34]), 0);
+        assert_eq!(sum::Sum::default().add(&frame[14..34]).checksum(), 0);
     }
 }
 
@@ -131,36 +168,190 @@ fn ip_options_are_skipped() {
 
 #[test]
 fn every_truncation_is_refused() {
-    let whole = sent_by_server(b"reply");
-    for bytes in 0..whole.len() {
-        assert_eq!(
-            route().receive(&mut whole[..bytes].to_vec()),
-            Received::Other,
-            "{bytes} bytes"
-        );
-    }
-    let whole = question([10, 0, 2, 15]);
-    for bytes in 0..whole.len() {
-        assert_eq!(
-            route().receive(&mut whole[..bytes].to_vec()),
-            Received::Other,
-            "{bytes} bytes"
-        );
+    for route in routes() {
+        let mut question = [0; NEIGHBOUR_BYTES_MAX];
+        let bytes = reverse(&route).ask(&mut question).unwrap();
+        for whole in [&replied(&route, b"reply")[..], &question[..bytes]] {
+            assert_ne!(route.receive(&mut whole.to_vec()), Received::Other);
+            for bytes in 0..whole.len() {
+                assert_eq!(
+                    route.receive(&mut whole[..bytes].to_vec()),
+                    Received::Other,
+                    "{bytes} bytes"
+                );
+            }
+        }
     }
 }
 
 #[test]
 fn any_header_byte_changed_never_reads_outside() {
-    let whole = sent_by_server(b"reply");
-    for at in 0..HEADER_BYTES {
-        for value in 0..=u8::MAX {
-            let mut frame = whole.clone();
-            frame[at] = value;
-            if let Received::Payload(payload) = route().receive(&mut frame) {
-                assert!(payload.len() <= 5);
+    for route in routes() {
+        let whole = replied(&route, b"reply");
+        for at in 0..route.header_bytes() {
+            for value in 0..=u8::MAX {
+                let mut frame = whole.clone();
+                frame[at] = value;
+                if let Received::Payload(payload) = route.receive(&mut frame) {
+                    assert!(payload.len() <= 5);
+                }
             }
         }
     }
+}
+
+#[test]
+fn replies_are_taken_on_our_vlan_only_whatever_their_priority() {
+    let [plain, tagged, ..] = routes();
+    let payload = |route: &Route, mut frame: Vec<u8>| match route.receive(&mut frame) {
+        Received::Payload(payload) => Some(payload.to_vec()),
+        Received::Question(_) | Received::NextHop(_) | Received::Other => None,
+    };
+    assert_eq!(
+        payload(&tagged, replied(&tagged, b"x")),
+        Some(b"x".to_vec())
+    );
+    assert_eq!(payload(&plain, replied(&tagged, b"x")), None);
+    assert_eq!(payload(&tagged, replied(&plain, b"x")), None);
+    let mut other = replied(&tagged, b"x");
+    other[15] = 0x65;
+    assert_eq!(payload(&tagged, other), None);
+    // A tag of priority only.
+    let mut priority = replied(&tagged, b"x");
+    (priority[14], priority[15]) = (0xe0, 0);
+    assert_eq!(payload(&plain, priority), Some(b"x".to_vec()));
+}
+
+#[test]
+fn a_tag_keeps_its_priority_and_lies_behind_the_addresses() {
+    let mut frame = [0xaa; 46 + 4];
+    assert_eq!(routes()[1].finish(&mut frame, 4), Some(50));
+    assert_eq!(frame[12..20], [0x81, 0, 0xa0, 0x64, 8, 0, 0x45, 0]);
+    assert_eq!(frame[46..], [0xaa; 4]);
+}
+
+#[test]
+fn an_ipv6_frame_is_what_the_standards_say() {
+    let mut frame = [0xaa; 62 + 4];
+    assert_eq!(routes()[2].finish(&mut frame, 4), Some(66));
+    assert_eq!(frame[12..22], [0x86, 0xdd, 0x60, 0, 0, 0, 0, 12, 17, 64]);
+    assert_eq!((&frame[22..38], &frame[38..54]), (&OWN6[..], &SERVER6[..]));
+    assert_eq!(frame[54..60], [0x1a, 0x0a, 0x1e, 0x61, 0, 12]);
+    // By hand: fd00 + 15 + fd00 + 2 + 11 + c + 1a0a + 1e61 + c + aaaa + aaaa = 387ff, folded 8802,
+    // inverted.
+    assert_eq!(frame[60..62], [0x77, 0xfd]);
+}
+
+#[test]
+fn every_ipv6_datagram_has_a_right_checksum_that_is_not_zero() {
+    let route = routes()[2];
+    for bytes in (0..40).chain([1231, 1232, 8952]) {
+        let mut frame = vec![0; 62 + bytes];
+        for (at, byte) in frame.iter_mut().enumerate() {
+            *byte = at.to_le_bytes()[0].wrapping_mul(31);
+        }
+        route.finish(&mut frame, bytes).unwrap();
+        assert_ne!(frame[60..62], [0, 0]);
+        let length = frame.len() - 54;
+        let sum = sum::Sum::default()
+            .add(&frame[22..54])
+            .add(&u32::try_from(length).unwrap().to_be_bytes())
+            .add(&[0, 0, 0, 17])
+            .add(&frame[54..]);
+        assert_eq!(sum.checksum(), 0, "{bytes} bytes");
+    }
+}
+
+#[test]
+fn each_end_asks_the_other_and_learns() {
+    for route in routes() {
+        let server = reverse(&route);
+        let mut asked = [0; NEIGHBOUR_BYTES_MAX];
+        let bytes = route.ask(&mut asked).unwrap();
+        let Received::Question(asker) = server.receive(&mut asked[..bytes]) else {
+            panic!("no question")
+        };
+        let mut answer = [0; NEIGHBOUR_BYTES_MAX];
+        let bytes = server.answer(&asker, &mut answer).unwrap();
+        let told = route.receive(&mut answer[..bytes]);
+        assert_eq!(told, Received::NextHop(HOP));
+        let mut unresolved = Route {
+            next_hop: None,
+            ..route
+        };
+        assert_eq!(unresolved.finish(&mut [0; 100], 4), None);
+        unresolved.learn(HOP);
+        assert_eq!(unresolved, route);
+    }
+}
+
+/// A solicitation for our address with the bytes that `change` makes wrong, checksummed again.
+fn solicited(change: impl Fn(&mut [u8])) -> Vec<u8> {
+    let mut frame = vec![0; 14 + ipv6::NEIGHBOUR_BYTES];
+    reverse(&routes()[2]).ask(&mut frame).unwrap();
+    change(&mut frame);
+    (frame[56], frame[57]) = (0, 0);
+    let sum = sum::Sum::default()
+        .add(&frame[22..54])
+        .add(&[0, 0, 0, 32, 0, 0, 0, 58])
+        .add(&frame[54..]);
+    frame[56..58].copy_from_slice(&sum.checksum().to_be_bytes());
+    frame
+}
+
+#[test]
+fn a_solicitation_is_as_the_standards_say_and_its_answer_too() {
+    let mut frame = solicited(|_| ());
+    assert_eq!(frame[..6], [0x33, 0x33, 0xff, 0, 0, 0x15]);
+    assert_eq!(frame[21], 255);
+    assert_eq!(
+        frame[38..54],
+        [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0x15]
+    );
+    let route = routes()[2];
+    let Received::Question(asker) = route.receive(&mut frame) else {
+        panic!("not taken")
+    };
+    let mut answer = [0; NEIGHBOUR_BYTES_MAX];
+    let bytes = route.answer(&asker, &mut answer).unwrap();
+    assert_eq!(bytes, 86);
+    assert_eq!((&answer[..6], &answer[38..54]), (&HOP[..], &SERVER6[..]));
+    assert_eq!(answer[54..56], [136, 0]);
+    assert_eq!(answer[58], 0x60);
+    assert_eq!(answer[62..78], OWN6);
+    assert_eq!((&answer[78..80], &answer[80..86]), (&[2, 1][..], &OWN[..]));
+}
+
+#[test]
+fn who_checks_whether_our_address_is_free_hears_with_everybody_that_it_is_not() {
+    let route = routes()[2];
+    let mut frame = solicited(|frame| frame[22..38].fill(0));
+    let Received::Question(asker) = route.receive(&mut frame) else {
+        panic!("not taken")
+    };
+    let mut answer = [0; NEIGHBOUR_BYTES_MAX];
+    route.answer(&asker, &mut answer).unwrap();
+    assert_eq!(answer[..6], [0x33, 0x33, 0, 0, 0, 1]);
+    assert_eq!((answer[38], answer[39], answer[53]), (0xff, 2, 1));
+    assert_eq!(answer[58], 0x20);
+}
+
+#[test]
+fn solicitations_that_are_not_genuine_or_not_for_us_are_ignored() {
+    let route = routes()[2];
+    // Hop limit, code, target, group; a sender that is a group.
+    for (at, value) in [(21, 64), (55, 1), (77, 0x16), (53, 0x16), (6, 3)] {
+        let mut frame = solicited(|frame| frame[at] = value);
+        assert_eq!(route.receive(&mut frame), Received::Other, "byte {at}");
+    }
+    let mut damaged = solicited(|_| ());
+    damaged[80] ^= 1;
+    assert_eq!(route.receive(&mut damaged), Received::Other);
+    let mut unicast = solicited(|frame| {
+        frame[..6].copy_from_slice(&OWN);
+        frame[38..54].copy_from_slice(&OWN6);
+    });
+    assert!(matches!(route.receive(&mut unicast), Received::Question(_)));
 }
 
 #[test]
@@ -198,20 +389,23 @@ fn a_question_for_our_address_is_answered() {
 }
 
 #[test]
-fn questions_for_others_and_answers_are_ignored() {
-    assert_eq!(
-        route().receive(&mut question([10, 0, 2, 16])),
-        Received::Other
-    );
-    let mut reply = question([10, 0, 2, 15]);
-    reply[21] = 2;
-    assert_eq!(route().receive(&mut reply), Received::Other);
+fn questions_for_others_and_answers_of_others_are_ignored() {
+    let receive = |mut frame: Vec<u8>| match route().receive(&mut frame) {
+        Received::NextHop(mac) => Some(mac),
+        Received::Other => None,
+        other @ (Received::Payload(_) | Received::Question(_)) => panic!("{other:?}"),
+    };
+    assert_eq!(receive(question([10, 0, 2, 16])), None);
+    assert_eq!(receive(arp(2, [10, 0, 2, 3], [10, 0, 2, 15])), None);
+    assert_eq!(receive(arp(2, [10, 0, 2, 2], [10, 0, 2, 15])), Some(HOP));
+    assert_eq!(receive(arp(3, [10, 0, 2, 2], [10, 0, 2, 15])), None);
+    let mut of_group = arp(2, [10, 0, 2, 2], [10, 0, 2, 15]);
+    of_group[22] = 3;
+    assert_eq!(receive(of_group), None);
 }
 
 #[test]
-fn there_is_no_way_to_ipv6_yet() {
-    assert_eq!(
-        Route::new(OWN, &server(Address::V6([0; 16]), Address::V6([1; 16]))),
-        None
-    );
+fn there_is_no_way_between_families() {
+    let mixed = server(Address::V6([0; 16]), Address::V4([1; 4]));
+    assert_eq!(Route::new(OWN, None, &mixed), None);
 }
