@@ -11,7 +11,7 @@
 #include <linux/types.h>
 
 /* Bytes of proto::arming's message and status, of a block of pages, and of texts. */
-#define ND_MESSAGE_BYTES	662
+#define ND_MESSAGE_BYTES	664
 #define ND_STATUS_BYTES		372
 #define ND_TEXT_BYTES		160
 #define ND_SCRATCH_BYTES	65536
@@ -34,8 +34,10 @@ struct nd_arming {
 	u32 frame_bytes_max;
 	/* The same without what is before the IP header: what a device's MTU limits. */
 	u32 packet_bytes_max;
+	/* Not zero: the crashing task's user memory is sent whatever the filter level says. */
+	u32 keep_user;
 };
-static_assert(sizeof(struct nd_arming) == 12);
+static_assert(sizeof(struct nd_arming) == 16);
 
 enum nd_state {
 	ND_IDLE,
@@ -129,6 +131,7 @@ enum nd_page {
 	ND_PAGE_READ,
 	ND_PAGE_OTHER_PASS,
 	ND_PAGE_UNREADABLE,
+	ND_PAGE_EXCLUDED,
 };
 
 /* Which pages are meant: kernel image and page tables, all others, or both. */
@@ -150,7 +153,9 @@ enum nd_step_kind {
 	ND_STEP_MEMORY_MAP,
 	ND_STEP_WRITTEN,
 	ND_STEP_STATE,
-	/* Read those of `b` pages from pfn `a` on that belong to pass `slot`, an nd_pass, then nd_core_pages(). */
+	/* Read those of `b` pages from pfn `a` on that belong to pass `slot`, an nd_pass, and are not excluded by `filter`,
+	 * then nd_core_pages().
+	 */
 	ND_STEP_PAGES,
 	/* Poll the device until something is received or until time `a`. */
 	ND_STEP_WAIT,
@@ -171,8 +176,10 @@ struct nd_step {
 	u32 slot;
 	u64 a;
 	u64 b;
+	u32 filter;
+	u32 reserved;
 };
-static_assert(sizeof(struct nd_step) == 24);
+static_assert(sizeof(struct nd_step) == 32);
 
 /*
  * The core's functions. Times are microseconds since the crash. A message that arms is kept apart until

@@ -32,6 +32,7 @@
 #include <asm/smp.h>
 #include <asm/tsc.h>
 
+#include "filter.h"
 #include "shim.h"
 
 static struct nd_shim nd;
@@ -588,26 +589,40 @@ static bool nd_copy_page(u8 *to, const void *from)
 	return !get_kernel_nofault(probe, (const unsigned long *)from) && !copy_mc_to_kernel(to, from, PAGE_SIZE);
 }
 
-static enum nd_page nd_read_page(u8 *to, u64 pfn, enum nd_pass pass)
+/* Whether a page is meant by a pass; of a page table it is the kernel that knows. */
+static bool nd_is_meant(u64 pfn, bool table, enum nd_pass pass)
 {
-	bool in_image = pfn - nd.image.first < nd.image.pages;
+	bool precious = pfn - nd.image.first < nd.image.pages || table;
+
+	return pass == ND_PASS_BOTH || precious == (pass == ND_PASS_PRECIOUS);
+}
+
+static enum nd_page nd_read_page(u8 *to, u64 pfn, enum nd_pass pass, struct nd_filter *filter)
+{
 	struct page *page = pfn_to_online_page(pfn);
 
 	if (!page)
 		return pass == ND_PASS_PRECIOUS ? ND_PAGE_OTHER_PASS : ND_PAGE_UNREADABLE;
-	if (pass != ND_PASS_BOTH && (in_image || PageTable(page)) != (pass == ND_PASS_PRECIOUS))
+	if (!nd_is_meant(pfn, PageTable(page), pass))
 		return ND_PAGE_OTHER_PASS;
 	if (PageHWPoison(page) || PageOffline(page))
 		return ND_PAGE_UNREADABLE;
+	if (nd_filter_excludes(filter, page, pfn))
+		return ND_PAGE_EXCLUDED;
 	return nd_copy_page(to, pfn_to_kaddr(pfn)) ? ND_PAGE_READ : ND_PAGE_UNREADABLE;
 }
 
-static size_t nd_read_pages(u8 *to, u64 first, u64 count, enum nd_pass pass)
+static size_t nd_read_pages(u8 *to, u64 first, u64 count, enum nd_pass pass, u32 level)
 {
+	struct nd_filter filter = ND_FILTER_START(level);
+	bool all_free = nd_filter_begin(&filter, first, count);
 	u64 i;
 
 	for (i = 0; i < count && i < ND_BLOCK_PAGES; i++)
-		nd.pages[i] = nd_read_page(to + i * PAGE_SIZE, first + i, pass);
+		if (all_free)
+			nd.pages[i] = nd_is_meant(first + i, false, pass) ? ND_PAGE_EXCLUDED : ND_PAGE_OTHER_PASS;
+		else
+			nd.pages[i] = nd_read_page(to + i * PAGE_SIZE, first + i, pass, &filter);
 	return i;
 }
 
@@ -841,7 +856,7 @@ static void nd_read(void)
 		amount = nd_read_state(to, step->a);
 		break;
 	default:
-		amount = nd_read_pages(to, step->a, step->b, step->slot);
+		amount = nd_read_pages(to, step->a, step->b, step->slot, step->filter);
 		break;
 	}
 	nd_answer(amount);
@@ -984,6 +999,8 @@ static void nd_crashed(const char *reason)
 	nd_release_locks();
 	nd_release_reserve();
 	nd_take_frames();
+	if (nd.keep_user)
+		nd_filter_keep();
 	nd_describe(&crash, reason);
 	nd_core_start(nd_now(), &crash);
 #ifdef ND_BENCH
@@ -1309,6 +1326,7 @@ static int nd_arm(const struct nd_arming *arming)
 	nd_core_accept();
 	nd.device = device;
 	nd.frame_bytes_max = arming->frame_bytes_max;
+	nd.keep_user = arming->keep_user;
 	error = nd_take();
 	if (error) {
 		nd_disarm(ND_IDLE);

@@ -88,6 +88,7 @@ struct nd_shim {
 	u8 *frames[ND_SLOTS_MAX + 1];
 	u32 slots;
 	u32 frame_bytes_max;
+	bool keep_user;
 	struct page *reserve[ND_RESERVE_BLOCKS];
 	struct nd_ram ram[ND_RAM_RANGES_MAX];
 	u32 ram_ranges;

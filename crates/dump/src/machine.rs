@@ -48,6 +48,9 @@ pub struct Machine {
     /// Where the kernel image (text, data, bss) lies in RAM, for the ELF segment that maps it at
     /// its link address. `None` leaves that segment out; readers then walk the page tables.
     pub kernel_image: Option<RamRange>,
+    /// Kinds of pages that were left out on purpose: makedumpfile's dump level, 0 to 31. Only
+    /// kdump-compressed files have it.
+    pub filter: u8,
 }
 
 impl Machine {

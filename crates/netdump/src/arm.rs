@@ -36,6 +36,10 @@ pub struct Request {
     pub module: Option<PathBuf>,
     /// The largest IP packet to send, in bytes; `None` is what device and path carry.
     pub mtu: Option<u32>,
+    /// Filter level that the host demands: pages of these kinds are never sent.
+    pub filter: u8,
+    /// The crashing task's user memory is sent whatever the filter level says.
+    pub keep_user: bool,
 }
 
 /// An arming that the module took.
@@ -48,6 +52,8 @@ pub struct Armed {
     vlan: Option<u16>,
     servers: Vec<ArmedServer>,
     datagram_bytes: u16,
+    filter: u8,
+    keep_user: bool,
     memory_bytes: u64,
     ram_pages: u64,
     cpus: u32,
@@ -107,7 +113,7 @@ pub fn arm(request: &Request) -> Result<Armed> {
     let key = HostKey::load(&request.key)?;
     let ways = find_ways(request)?;
     let way = ways.first().context("no server is named: give --server")?;
-    let arming = arming(&key, &ways)?;
+    let arming = arming(&key, &ways, request)?;
     let (datagram_bytes, sessions) = (arming.datagram_bytes, sessions(&arming));
     module::load(request.module.as_deref())?;
     write(&Command::Arm(arming))
@@ -132,6 +138,8 @@ pub fn arm(request: &Request) -> Result<Armed> {
         vlan: way.tag.map(|tag| tag & VLAN_MASK),
         servers: servers.collect(),
         datagram_bytes,
+        filter: request.filter,
+        keep_user: request.keep_user,
         memory_bytes: Memory::of(&status).total,
         ram_pages: status.ram_pages.get(),
         cpus: status.cpus.get(),
@@ -196,7 +204,7 @@ pub fn disarm() -> Result<()> {
 
 /// The message to the module, with a session of its own for each server: random, so that no key is
 /// ever derived twice.
-fn arming(key: &HostKey, ways: &[Way]) -> Result<Arming> {
+fn arming(key: &HostKey, ways: &[Way], request: &Request) -> Result<Arming> {
     let mut servers = [const { None }; SERVERS_MAX];
     for (place, way) in servers.iter_mut().zip(ways) {
         *place = Some(server(key, way)?);
@@ -213,6 +221,8 @@ fn arming(key: &HostKey, ways: &[Way]) -> Result<Arming> {
         vlan: first.tag,
         datagram_bytes: datagram_bytes.unwrap_or(first.datagram_bytes),
         give_up_seconds: GIVE_UP_SECONDS,
+        filter: request.filter,
+        keep_user: request.keep_user,
         boot: boot_id()?,
         host,
         servers,
@@ -374,6 +384,16 @@ impl fmt::Display for Armed {
             )?;
         }
         writeln!(f, "  datagrams  {} bytes", self.datagram_bytes)?;
+        writeln!(
+            f,
+            "  filter     at least level {}{}",
+            self.filter,
+            if self.keep_user {
+                ", but for the crashing task's user memory"
+            } else {
+                ""
+            }
+        )?;
         writeln!(
             f,
             "  host       {} MiB of memory, {} CPUs",

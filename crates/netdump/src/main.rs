@@ -86,6 +86,13 @@ struct ArmArgs {
     /// The largest IP packet to send, in bytes, instead of what device and path carry.
     #[arg(long)]
     mtu: Option<u32>,
+    /// Never send these pages, whatever the server asks for: a sum of 2 (page cache), 4 (page cache
+    /// with private data of a file system, and all other), 8 (user memory), 16 (free pages).
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=31))]
+    filter: u8,
+    /// Send the user memory of the task that crashes, whatever the filter leaves out.
+    #[arg(long)]
+    keep_user: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -108,6 +115,10 @@ struct ServeArgs {
     /// What is wanted of a crash. `full` becomes `log-only` when the disk has no room.
     #[arg(long, value_enum, default_value = "full")]
     verdict: Policy,
+    /// Which pages hosts leave out: the sum of 1 (zero pages), 2 (page cache), 4 (page cache with
+    /// private data of a file system, and all other), 8 (user memory), 16 (free pages).
+    #[arg(long, default_value_t = 31, value_parser = clap::value_parser!(u8).range(0..=31))]
+    filter: u8,
     /// Print one JSON object an event on stdout.
     #[arg(long)]
     json: bool,
@@ -171,6 +182,8 @@ fn run(command: Command) -> Result<()> {
             device,
             module,
             mtu,
+            filter,
+            keep_user,
             json,
         }) => print(
             json,
@@ -180,6 +193,8 @@ fn run(command: Command) -> Result<()> {
                 device,
                 module,
                 mtu,
+                filter,
+                keep_user,
             })?,
         ),
         Command::Status { json } => print(json, &arm::status()?),
@@ -226,6 +241,7 @@ fn run_server(args: ServeArgs) -> Result<()> {
         keys,
         format,
         verdict: policy,
+        filter,
         json,
     } = args;
     let threads = thread::available_parallelism()
@@ -237,6 +253,7 @@ fn run_server(args: ServeArgs) -> Result<()> {
         keys,
         format,
         policy,
+        filter,
         threads,
         silence: SILENCE_MAX,
     };

@@ -57,6 +57,8 @@ pub struct Options {
     pub format: Format,
     /// What to want of crashes.
     pub policy: Policy,
+    /// Filter level: which pages hosts leave out.
+    pub filter: u8,
     /// Receive threads.
     pub threads: usize,
     /// A session that is silent for so long is over.
@@ -107,6 +109,7 @@ impl Server {
             ring,
             format: options.format,
             policy: options.policy,
+            filter: options.filter,
             silence: options.silence,
             events,
             socket: sockets[0]

@@ -24,6 +24,8 @@ pub const SERVERS_MAX: usize = 4;
 pub const HOST_BYTES: usize = 64;
 /// The longest time a crashed host may be told to look for a server, in seconds.
 pub const GIVE_UP_SECONDS_MAX: u32 = 3600;
+/// The largest filter level; its five bits are makedumpfile's dump levels.
+pub const FILTER_MAX: u8 = 31;
 /// Bytes a message has in all.
 pub const MESSAGE_BYTES: usize = size_of::<Message>();
 
@@ -70,6 +72,11 @@ pub struct Arming {
     pub datagram_bytes: u16,
     /// Seconds a crashed host looks for a server that answers before it reboots by itself.
     pub give_up_seconds: u32,
+    /// Filter level that the host demands, 0 to [`FILTER_MAX`]: pages of these kinds are never
+    /// sent, whatever a server asks for.
+    pub filter: u8,
+    /// The user memory of the task that crashes is sent whatever the filter level says.
+    pub keep_user: bool,
     /// The kernel's `/proc/sys/kernel/random/boot_id`.
     pub boot: [u8; 16],
     /// The host's name, zero-padded UTF-8.
@@ -123,6 +130,8 @@ pub enum Refusal {
     SessionTwice,
     /// The host's name is empty or not zero-padded UTF-8.
     Host,
+    /// The filter level is above [`FILTER_MAX`], or `keep_user` is neither 0 nor 1.
+    Filter,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -137,6 +146,8 @@ struct Message {
     /// 0 is no tag.
     vlan: U16,
     servers_used: U16,
+    filter: u8,
+    keep_user: u8,
     boot: [u8; 16],
     host: [u8; HOST_BYTES],
     servers: [RawServer; SERVERS_MAX],
@@ -181,6 +192,8 @@ impl Command {
                 message.give_up_seconds = arming.give_up_seconds.into();
                 message.datagram_bytes = arming.datagram_bytes.into();
                 message.vlan = arming.vlan.unwrap_or(0).into();
+                message.filter = arming.filter;
+                message.keep_user = arming.keep_user.into();
                 message.boot = arming.boot;
                 message.host = arming.host;
                 let used = arming.servers.iter().flatten();
@@ -226,6 +239,9 @@ impl Message {
         if vlan.is_some_and(|tag| !is_tag(tag)) {
             return Err(Refusal::Vlan);
         }
+        if self.filter > FILTER_MAX || self.keep_user > 1 {
+            return Err(Refusal::Filter);
+        }
         if text(&self.host).is_none_or(str::is_empty) {
             return Err(Refusal::Host);
         }
@@ -250,6 +266,8 @@ impl Message {
             vlan,
             datagram_bytes: self.datagram_bytes.get(),
             give_up_seconds: self.give_up_seconds.get(),
+            filter: self.filter,
+            keep_user: self.keep_user == 1,
             boot: self.boot,
             host: self.host,
             servers,

@@ -21,6 +21,7 @@ pub mod modules;
 pub mod oracle;
 pub mod pattern;
 pub mod pcap;
+pub mod proof;
 pub mod qmp;
 pub mod readers;
 pub mod ring;

@@ -69,12 +69,24 @@ struct Options {
     /// Format of the vmcore
     #[arg(long, default_value = "kdump", value_parser = ["kdump", "elf"])]
     format: String,
+    /// Filter level that the server asks for
+    #[arg(long, default_value = "0", value_parser = clap::value_parser!(u8).range(0..=31))]
+    filter: u8,
+    /// Filter level that the guest demands
+    #[arg(long, default_value = "0", value_parser = clap::value_parser!(u8).range(0..=31))]
+    arm_filter: u8,
+    /// The guest keeps the crashing task's user memory
+    #[arg(long)]
+    keep_user: bool,
     /// The kernel with symbols; without it drgn and crash cannot read
     #[arg(long)]
     vmlinux: Option<PathBuf>,
     /// Command that starts crash 8.0.6 or newer, with leading arguments
     #[arg(long)]
     crash_reader: Option<String>,
+    /// makedumpfile; with it, the readers and a filter level the filter is proved
+    #[arg(long)]
+    makedumpfile: Option<PathBuf>,
     /// Python interpreter that has drgn
     #[arg(long)]
     drgn: Option<PathBuf>,
@@ -142,8 +154,12 @@ fn plan(options: &Options, seed: u64) -> Plan {
             seed,
         },
         format: options.format.clone(),
+        filter: options.filter,
+        arm_filter: options.arm_filter,
+        keep_user: options.keep_user,
         vmlinux: options.vmlinux.clone(),
         drgn: options.drgn.clone(),
+        makedumpfile: options.makedumpfile.clone(),
         crash_reader: options.crash_reader.clone(),
     }
 }

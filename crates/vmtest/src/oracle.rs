@@ -38,6 +38,8 @@ pub struct Comparison {
     pub listed_different: BTreeMap<String, u64>,
     /// Pages that are not in the vmcore though they are System RAM.
     pub absent: u64,
+    /// Pages that the filter left out.
+    pub excluded: u64,
     /// Pages that the vmcore calls unreadable.
     pub unreadable: u64,
     /// Pages of QEMU's RAM that are not System RAM: the firmware's.
@@ -114,7 +116,8 @@ pub fn compare(
             PageState::Data if page == truth => {}
             PageState::Data => comparison.judge(pfn, truth, &page, written, rules),
             PageState::Unreadable => comparison.unreadable += 1,
-            PageState::Excluded | PageState::Missing | PageState::NotRam => comparison.absent += 1,
+            PageState::Excluded => comparison.excluded += 1,
+            PageState::Missing | PageState::NotRam => comparison.absent += 1,
         }
     }
     comparison.firmware = rules.memory.size() / PAGE_SIZE as u64 - comparison.checked;
@@ -184,14 +187,15 @@ fn describe(pfn: u64, truth: &[u8], page: &Page, rules: &Rules<'_>) -> String {
     text
 }
 
-/// Pages of the pattern that the vmcore does not hold as they were placed: their kind, index and
-/// page number.
+/// Pages of the pattern that the vmcore does not hold as they were placed, or holds though they are
+/// user memory that was to be left out: their kind, index and page number.
 ///
 /// # Errors
 /// What `vmcore` fails with.
 pub fn pattern_damage(
     runs: &[PatternRun],
     seed: u64,
+    leaves_out_user: bool,
     mut vmcore: impl FnMut(u64, &mut Page) -> Result<PageState>,
 ) -> Result<Vec<String>> {
     let mut damage = Vec::new();
@@ -203,7 +207,12 @@ pub fn pattern_damage(
             .take(usize::try_from(run.pages).unwrap_or(usize::MAX))
         {
             let state = vmcore(pfn, &mut page)?;
-            if state != PageState::Data || !pattern::matches(seed, index, &page) {
+            let good = if leaves_out_user && run.kind == "user" {
+                state == PageState::Excluded
+            } else {
+                state == PageState::Data && pattern::matches(seed, index, &page)
+            };
+            if !good {
                 damage.push(format!(
                     "{} pattern page {index} at {pfn:#x} is {state:?}",
                     run.kind
@@ -345,7 +354,12 @@ mod tests {
                 _ => PageState::Data,
             })
         });
-        assert_eq!((comparison.absent, comparison.unreadable), (2, 1));
+        let counts = [
+            comparison.absent,
+            comparison.excluded,
+            comparison.unreadable,
+        ];
+        assert_eq!(counts, [1, 1, 1]);
     }
 
     #[test]
@@ -361,7 +375,11 @@ mod tests {
             page[0] ^= u8::from(pfn == 0x111);
             Ok(PageState::Data)
         };
-        let damage = pattern_damage(&runs, 9, vmcore).unwrap();
+        let damage = pattern_damage(&runs, 9, false, vmcore).unwrap();
         assert_eq!(damage, ["user pattern page 6 at 0x111 is Data"]);
+        let kept = pattern_damage(&runs, 9, true, vmcore).unwrap();
+        assert_eq!(kept.len(), 3, "what was to be left out is there: {kept:?}");
+        let excluded = |_, _: &mut Page| Ok(PageState::Excluded);
+        assert!(pattern_damage(&runs, 9, true, excluded).unwrap().is_empty());
     }
 }

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// What must be found, whoever reads.
 #[derive(Debug)]
@@ -69,22 +70,31 @@ pub fn drgn(
     symbols: &[&Path],
     expected: &Expected<'_>,
 ) -> Result<(Complaints, usize)> {
-    let output = Command::new(python)
-        .args(["-c", DRGN_SCRIPT])
-        .arg(vmcore)
-        .args(symbols)
+    let view: DrgnView = script(
+        Command::new(python)
+            .args(["-c", DRGN_SCRIPT])
+            .arg(vmcore)
+            .args(symbols),
+    )?;
+    Ok((judge_drgn(&view, expected), view.tasks.len()))
+}
+
+/// Runs a script that prints one JSON value.
+///
+/// # Errors
+/// If it cannot be run, fails, or prints something else.
+pub fn script<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
+    let output = command
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("cannot run {}", python.display()))?;
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),
         "it failed: {}",
         said.lines().last().unwrap_or("no word why")
     );
-    let view: DrgnView =
-        serde_json::from_slice(&output.stdout).context("its answer is malformed")?;
-    Ok((judge_drgn(&view, expected), view.tasks.len()))
+    serde_json::from_slice(&output.stdout).context("its answer is malformed")
 }
 
 fn judge_drgn(view: &DrgnView, expected: &Expected<'_>) -> Complaints {
@@ -122,17 +132,13 @@ fn judge_drgn(view: &DrgnView, expected: &Expected<'_>) -> Complaints {
     complaints
 }
 
-/// Has crash, started by the words of `reader`, read `vmcore` with the kernel `vmlinux`. Same
-/// result as [`drgn`].
+/// Has crash, started by the words of `reader`, read `vmcore` with the kernel `vmlinux`; gives what
+/// it prints. A command that begins with an `@` is a line of its own in the output.
 ///
 /// # Errors
-/// If crash cannot be run or fails outright.
-pub fn crash(
-    reader: &str,
-    vmcore: &Path,
-    vmlinux: &Path,
-    expected: &Expected<'_>,
-) -> Result<(Complaints, usize)> {
+/// If crash cannot be run, fails, or does not come to the end of `commands`.
+pub fn converse(reader: &str, vmcore: &Path, vmlinux: &Path, commands: &[&str]) -> Result<String> {
+    const END: &str = "@end";
     let mut words = reader.split_ascii_whitespace();
     let program = words.next().context("the command of crash is empty")?;
     let mut child = Command::new(program)
@@ -144,19 +150,25 @@ pub fn crash(
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {program}"))?;
-    // Each command's output begins behind a line that only `echo` of crash prints.
-    let commands =
-        "set scroll off\n!echo @bt\nbt\n!echo @all\nbt -a\n!echo @ps\nps\n!echo @log\nlog\nquit\n";
     let mut input = child.stdin.take().context("crash has no input")?;
+    let mut lines = "set scroll off\n".to_owned();
+    for command in commands.iter().chain(&[END]) {
+        let echo = if command.starts_with('@') {
+            "!echo "
+        } else {
+            ""
+        };
+        lines += &format!("{echo}{command}\n");
+    }
     input
-        .write_all(commands.as_bytes())
+        .write_all((lines + "quit\n").as_bytes())
         .context("cannot tell crash what to do")?;
     drop(input);
     let output = child.wait_with_output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(
-        output.status.success() && text.contains("@log"),
+        output.status.success() && text.contains(END),
         "it failed ({}): {}",
         output.status,
         said.lines()
@@ -164,6 +176,27 @@ pub fn crash(
             .rfind(|line| !line.trim().is_empty())
             .unwrap_or("no word why")
     );
+    Ok(text)
+}
+
+/// Has crash, started by the words of `reader`, read `vmcore` with the kernel `vmlinux`. Same
+/// result as [`drgn`].
+///
+/// # Errors
+/// If crash cannot be run or fails outright.
+pub fn crash(
+    reader: &str,
+    vmcore: &Path,
+    vmlinux: &Path,
+    expected: &Expected<'_>,
+) -> Result<(Complaints, usize)> {
+    // Each command's output begins behind a line that only `echo` of crash prints.
+    let text = converse(
+        reader,
+        vmcore,
+        vmlinux,
+        &["@bt", "bt", "@all", "bt -a", "@ps", "ps", "@log", "log"],
+    )?;
     Ok(judge_crash(&text, expected))
 }
 

@@ -22,6 +22,7 @@ use crate::link::{Faults, Link, Marker};
 use crate::memory::GuestMemory;
 use crate::modules::{self, Modules};
 use crate::oracle::{self, Comparison, FIRMWARE_PAGES_MAX, Written};
+use crate::proof::{Case, Proof, prove};
 use crate::readers::{self, Expected};
 use crate::ring::rings;
 use crate::rules::{Rules, bounce_buffers};
@@ -61,8 +62,16 @@ pub struct Plan {
     pub faults: Faults,
     /// "kdump" or "elf".
     pub format: String,
+    /// Filter level that the server asks for.
+    pub filter: u8,
+    /// Filter level that the guest demands.
+    pub arm_filter: u8,
+    /// Whether the guest keeps the crashing task's user memory.
+    pub keep_user: bool,
     /// The kernel with symbols, for the readers.
     pub vmlinux: Option<PathBuf>,
+    /// makedumpfile, to prove the filter.
+    pub makedumpfile: Option<PathBuf>,
     /// A Python that has drgn.
     pub drgn: Option<PathBuf>,
     /// The words that start crash.
@@ -112,6 +121,13 @@ pub struct Report {
     pub listed_different: u64,
     /// The same by kind.
     pub listed_different_kinds: BTreeMap<String, u64>,
+    /// Filter level of the dump.
+    pub filter: u8,
+    /// Pages that the filter left out.
+    pub excluded_pages: u64,
+    /// What the proof of the filter has shown, if it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
     /// Pages of the seeded pattern that were checked.
     pub pattern_pages: u64,
     /// Tasks each reader listed.
@@ -128,6 +144,8 @@ pub struct Report {
     pub folder: Option<PathBuf>,
 }
 
+/// The module of the disk that [`Fill::Mixed`] writes to.
+const RAM_DISK: &str = "brd";
 /// A stage is given up when nothing moves for this long: the larger of the two, so that slow hosts
 /// get their time.
 const QUIET_MIN: Duration = Duration::from_secs(20);
@@ -136,6 +154,39 @@ const QUIET_BOOTS: u32 = 4;
 const QUIET_BEFORE_BOOT: Duration = Duration::from_secs(120);
 /// A port or a reboot can lag behind the memory it belongs to by one turn of this loop.
 const TURN: Duration = Duration::from_millis(20);
+
+impl Report {
+    fn compared(&mut self, comparison: &Comparison) {
+        self.pages_checked = comparison.checked;
+        self.pages_different = comparison.different;
+        self.excluded_pages = comparison.excluded;
+        self.pages_listed = comparison.listed;
+        self.listed_different = comparison.listed_different_pages();
+        self.listed_different_kinds
+            .clone_from(&comparison.listed_different);
+    }
+}
+
+impl Plan {
+    fn arm_options(&self) -> Vec<String> {
+        let mut options = vec!["--filter".to_owned(), self.arm_filter.to_string()];
+        options.extend(self.keep_user.then(|| "--keep-user".to_owned()));
+        options
+    }
+
+    /// The level of the dump: what either side leaves out.
+    const fn level(&self) -> u8 {
+        self.filter | self.arm_filter
+    }
+
+    /// Whether the pattern in the crashing task's memory is to be left out.
+    const fn leaves_out_user(&self) -> bool {
+        self.level() & FILTER_USER != 0 && !self.keep_user
+    }
+}
+
+/// The bit of a filter level that stands for user memory.
+const FILTER_USER: u8 = 8;
 
 /// Where a run is; shown to people while it goes on.
 #[derive(Clone, Debug)]
@@ -213,7 +264,7 @@ pub fn run(
 
 fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
     let (kernel, release) = kernel_of(&plan.image)?;
-    let server = Server::start(&plan.netdump, folder, &plan.format)?;
+    let server = Server::start(&plan.netdump, folder, &plan.format, plan.filter)?;
     let initramfs = folder.join("initramfs.cpio");
     fs::write(&initramfs, archive(plan, &release, seed, &server.key)?)
         .context("cannot write the initramfs")?;
@@ -274,7 +325,9 @@ fn kernel_of(image: &Path) -> Result<(PathBuf, String)> {
 
 fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>> {
     let modules = Modules::open(&plan.image, release)?;
-    let modules = modules.closure(&["virtio_pci", "virtio_console", plan.nic.module()])?;
+    let wanted = ["virtio_pci", "virtio_console", plan.nic.module(), RAM_DISK];
+    let wanted = &wanted[..wanted.len() - usize::from(plan.fill != Fill::Mixed)];
+    let modules = modules.closure(wanted)?;
     let mut archive = Initramfs::default();
     for folder in ["bin", "dev", "modules", "proc", "sys"] {
         archive.directory(folder);
@@ -308,6 +361,7 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
         crash: plan.crash,
         fill: plan.fill,
         seed,
+        arm: plan.arm_options(),
     };
     archive.file(
         ORDERS_PATH.trim_start_matches('/'),
@@ -562,35 +616,82 @@ fn judge(
         bounce: bounce_buffers(&String::from_utf8_lossy(&console)),
     };
     let comparison = oracle::compare(&story.facts.ram, &written, &rules, &mut page)?;
-    let damage = oracle::pattern_damage(&story.pattern, seed, &mut page)?;
+    let damage = oracle::pattern_damage(&story.pattern, seed, plan.leaves_out_user(), &mut page)?;
     write_differences(folder, &comparison)?;
-    report.pages_checked = comparison.checked;
-    report.pages_different = comparison.different;
-    report.pages_listed = comparison.listed;
-    report.listed_different = comparison.listed_different_pages();
-    report
-        .listed_different_kinds
-        .clone_from(&comparison.listed_different);
+    report.compared(&comparison);
+    report.filter = session.filter;
     report.pattern_pages = story.pattern.iter().map(|run| run.pages).sum();
-    story.seen.missing = missing(&comparison, report.pattern_pages);
+    story.seen.missing = missing(&comparison, report, plan.level());
     let spoiled = damage
         .first()
         .map(|what| (0, format!("{} of the pattern, first: {what}", damage.len())));
     story.seen.mismatch = comparison.examples.first().cloned().or(spoiled);
     let mut unreadable = read(plan, session, &vmcore, crash_dir, folder, report)?;
+    unreadable.extend(prove_filter(
+        plan,
+        &vmcore,
+        &machine.memory,
+        &written,
+        folder,
+        report,
+    )?);
     story.seen.unreadable.append(&mut unreadable);
     Ok(())
 }
 
+/// Proves the filter, if all that takes is there.
+fn prove_filter(
+    plan: &Plan,
+    vmcore: &Path,
+    memory: &GuestMemory,
+    written: &Written,
+    folder: &Path,
+    report: &mut Report,
+) -> Result<Vec<(String, String)>> {
+    let (Some(makedumpfile), Some(vmlinux), Some(drgn), Some(crash)) = (
+        &plan.makedumpfile,
+        &plan.vmlinux,
+        &plan.drgn,
+        &plan.crash_reader,
+    ) else {
+        return Ok(Vec::new());
+    };
+    let (proof, complaints) = prove(&Case {
+        vmcore,
+        folder,
+        memory,
+        written,
+        level: plan.level(),
+        keep_user: plan.keep_user,
+        vmlinux,
+        drgn,
+        crash,
+        makedumpfile,
+    })?;
+    report.proof = Some(proof);
+    let named = |why| ("filter".to_owned(), why);
+    Ok(complaints.into_iter().map(named).collect())
+}
+
 /// What the vmcore or the test itself lacks.
-fn missing(comparison: &Comparison, pattern_pages: u64) -> Option<String> {
+fn missing(comparison: &Comparison, report: &Report, level: u8) -> Option<String> {
     let Comparison {
         checked,
         absent,
+        excluded,
         unreadable,
         firmware,
         ..
     } = comparison;
+    if report.filter != level {
+        let used = report.filter;
+        return Some(format!("filter level {used} was used instead of {level}"));
+    }
+    if (level == 0) != (*excluded == 0) {
+        return Some(format!(
+            "{excluded} pages are excluded at filter level {level}"
+        ));
+    }
     if *absent + *unreadable > 0 {
         return Some(format!(
             "{absent} pages are absent and {unreadable} unreadable, of {checked}"
@@ -601,7 +702,7 @@ fn missing(comparison: &Comparison, pattern_pages: u64) -> Option<String> {
             "{firmware} pages of QEMU's RAM are not System RAM; the firmware needs fewer"
         ));
     }
-    (pattern_pages == 0).then(|| "the guest placed no pattern".to_owned())
+    (report.pattern_pages == 0).then(|| "the guest placed no pattern".to_owned())
 }
 
 /// The harness's map of the guest's RAM must be QEMU's: first and last page of each range.

@@ -40,6 +40,9 @@ pub struct Session {
     /// CPUs whose registers arrived.
     #[serde(default)]
     pub cpus_captured: u32,
+    /// Filter level that was used.
+    #[serde(default)]
+    pub filter: u8,
     /// Pages the dump path itself writes: first pfn, pages, kind.
     #[serde(default)]
     pub written: Vec<(u64, u64, u32)>,
@@ -58,7 +61,7 @@ impl Server {
     ///
     /// # Errors
     /// If the key cannot be made or the process cannot be started.
-    pub fn start(program: &Path, folder: &Path, format: &str) -> Result<Self> {
+    pub fn start(program: &Path, folder: &Path, format: &str, filter: u8) -> Result<Self> {
         let (keys, dumpdir) = (folder.join("keys"), folder.join("crash"));
         for path in [&keys, &dumpdir] {
             fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -92,6 +95,8 @@ impl Server {
                 &format!("127.0.0.1:{port}"),
                 "--format",
                 format,
+                "--filter",
+                &filter.to_string(),
                 "--dumpdir",
             ])
             .arg(&dumpdir)

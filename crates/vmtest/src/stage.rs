@@ -31,6 +31,8 @@ pub struct Orders {
     pub fill: Fill,
     /// Seed of the pattern and of random memory.
     pub seed: u64,
+    /// Options for `netdump arm` beyond those that every run has.
+    pub arm: Vec<String>,
 }
 
 /// The ways to end a kernel.
@@ -103,6 +105,9 @@ pub enum Fill {
     Ordinary,
     /// Four fifths of the available memory hold incompressible words.
     Random,
+    /// Some of every kind of page that a filter tells apart: files in a tmpfs and on a disk, another
+    /// process, huge pages of both sorts, and memory that was given back.
+    Mixed,
 }
 
 /// Symbols that are not data but say where parts of the kernel's image begin and end.

@@ -90,6 +90,10 @@ fn page_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         "listed",
         &format!("{listed} pages, {changed} different: {}", kinds.join(", ")),
     )?;
+    if report.excluded_pages > 0 {
+        let (excluded, level) = (report.excluded_pages, report.filter);
+        row(f, "filter", &format!("level {level}, {excluded} excluded"))?;
+    }
     row(f, "pattern", &format!("{} pages", report.pattern_pages))?;
     let tasks: Vec<String> = report
         .tasks

@@ -72,7 +72,9 @@ fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
     let netdump = Build {
         name: "netdump",
         sources: cache::tree().join("kmod"),
-        files: &["Kbuild", "abi.h", "shim.c", "shim.h"],
+        files: &[
+            "Kbuild", "abi.h", "filter.c", "filter.h", "shim.c", "shim.h",
+        ],
         core: Some(&core.merged),
         flags: if variant == Variant::Bench {
             "-DND_BENCH"

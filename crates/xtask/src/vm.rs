@@ -38,12 +38,21 @@ pub(crate) struct Guest {
     /// Seed of the losses and of the pattern in memory.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
-    /// What fills memory before the crash: booted, ordinary, random.
+    /// What fills memory before the crash: booted, ordinary, random, mixed.
     #[arg(long)]
     pub(crate) fill: Option<String>,
     /// Format of the vmcore: kdump, elf.
     #[arg(long)]
     pub(crate) format: Option<String>,
+    /// Filter level that the server asks for, 0 to 31.
+    #[arg(long)]
+    pub(crate) filter: Option<u8>,
+    /// Filter level that the guest demands, 0 to 31.
+    #[arg(long)]
+    pub(crate) arm_filter: Option<u8>,
+    /// Keep the crashing task's user memory.
+    #[arg(long)]
+    pub(crate) keep_user: bool,
     /// Read the vmcore with the kernel's symbols in drgn and crash too.
     #[arg(long)]
     pub(crate) symbols: bool,
@@ -62,6 +71,9 @@ impl Default for Guest {
             seed: None,
             fill: None,
             format: None,
+            filter: None,
+            arm_filter: None,
+            keep_user: false,
             symbols: false,
         }
     }
@@ -170,6 +182,9 @@ fn prepare(guest: &Guest, variant: Variant) -> Result<Run> {
             .arg("--crash-reader")
             .arg(packages::crash_reader()?.join(" "));
         command.arg("--drgn").arg(packages::drgn()?);
+        if guest.filter.or(guest.arm_filter).is_some_and(|level| level > 0) {
+            command.arg("--makedumpfile").arg(tools::MAKEDUMPFILE);
+        }
     }
     Ok(Run { command, folder })
 }
@@ -194,6 +209,9 @@ impl Guest {
         option("seed", self.seed.map(|seed| seed.to_string()));
         option("fill", self.fill.clone());
         option("format", self.format.clone());
+        option("filter", self.filter.map(|level| level.to_string()));
+        option("arm-filter", self.arm_filter.map(|level| level.to_string()));
+        options.extend(self.keep_user.then(|| "--keep-user".to_owned()));
         options
     }
 }

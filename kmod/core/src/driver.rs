@@ -75,6 +75,8 @@ pub struct Needs {
     pub frame_bytes: usize,
     /// The same without what is before the IP header: what a device's MTU limits.
     pub packet_bytes: usize,
+    /// The crashing task's user memory is sent whatever the filter level says.
+    pub keep_user: bool,
 }
 
 impl Needs {
@@ -83,6 +85,7 @@ impl Needs {
             ifindex: arming.ifindex,
             frame_bytes: 0,
             packet_bytes: 0,
+            keep_user: arming.keep_user,
         };
         for route in routes(arming) {
             let bytes = route
@@ -436,8 +439,28 @@ impl Driver {
             | Want::Written => true,
         };
         Next::Read {
-            want,
+            want: self.demand(want),
             from_start: !begun,
+        }
+    }
+
+    /// What the host's own configuration demands is left out whoever asks for pages, and why.
+    fn demand(&self, want: Want) -> Want {
+        let Want::Pages {
+            first,
+            count,
+            pass,
+            filter,
+        } = want
+        else {
+            return want;
+        };
+        let demanded = self.arming.as_ref().map_or(0, |arming| arming.filter);
+        Want::Pages {
+            first,
+            count,
+            pass,
+            filter: filter | demanded,
         }
     }
 
@@ -494,6 +517,7 @@ impl Driver {
             boot: arming.boot,
             host: arming.host,
             server: u16::try_from(self.server).unwrap_or(u16::MAX).into(),
+            filter: u16::from(arming.filter).into(),
             ..crash.hello
         };
         for (name, server) in hello
@@ -565,6 +589,7 @@ fn explain(refusal: Refusal) -> &'static str {
         Refusal::Vlan => "the 802.1Q tag names no VLAN from 1 to 4094",
         Refusal::SessionTwice => "two servers share one session: give each its own",
         Refusal::Host => "the host's name is empty, or not UTF-8",
+        Refusal::Filter => "the filter level is out of bounds (0 to 31)",
     }
 }
 

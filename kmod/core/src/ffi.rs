@@ -40,6 +40,7 @@ const STEP_FINISHED: u32 = 9;
 
 const PAGE_READ: u8 = 0;
 const PAGE_OTHER_PASS: u8 = 1;
+const PAGE_EXCLUDED: u8 = 3;
 
 /// `struct nd_arming`.
 #[repr(C)]
@@ -47,6 +48,7 @@ struct NdArming {
     ifindex: u32,
     frame_bytes_max: u32,
     packet_bytes_max: u32,
+    keep_user: u32,
 }
 
 /// `struct nd_status`.
@@ -98,17 +100,19 @@ struct NdStep {
     slot: u32,
     a: u64,
     b: u64,
+    filter: u32,
+    reserved: u32,
 }
 
 // What abi.h asserts on its side.
-const _: () = assert!(size_of::<NdArming>() == 12);
+const _: () = assert!(size_of::<NdArming>() == 16);
 const _: () = assert!(size_of::<NdStatus>() == 280);
 const _: () = assert!(size_of::<NdCrash>() == 544);
-const _: () = assert!(size_of::<NdStep>() == 24);
+const _: () = assert!(size_of::<NdStep>() == 32);
 const _: () = assert!(size_of::<Cpu>() == 256);
 const _: () = assert!(size_of::<RamRange>() == 16);
 const _: () = assert!(size_of::<WrittenRange>() == 16);
-const _: () = assert!(MESSAGE_BYTES == 662);
+const _: () = assert!(MESSAGE_BYTES == 664);
 const _: () = assert!(STATUS_BYTES == 372);
 const _: () = assert!(BLOCK_BYTES == 65536);
 const _: () = assert!(BLOCK_PAGES == 16);
@@ -197,6 +201,7 @@ unsafe extern "C" fn nd_core_command(
             arming.ifindex = needs.ifindex;
             arming.frame_bytes_max = u32::try_from(needs.frame_bytes).unwrap_or(u32::MAX);
             arming.packet_bytes_max = u32::try_from(needs.packet_bytes).unwrap_or(u32::MAX);
+            arming.keep_user = needs.keep_user.into();
             COMMAND_ARM
         }
         Ok(None) => COMMAND_DISARM,
@@ -246,6 +251,7 @@ unsafe extern "C" fn nd_core_pages(now: u64, pages: *const u8, count: usize) {
         *status = match page {
             PAGE_READ => PageStatus::Read,
             PAGE_OTHER_PASS => PageStatus::OtherPass,
+            PAGE_EXCLUDED => PageStatus::Excluded,
             _ => PageStatus::Unreadable,
         };
     }
@@ -324,6 +330,7 @@ extern "C" fn nd_core_step(now: u64, step: &mut NdStep) {
             slot: slot.into(),
             a: u64::try_from(bytes).unwrap_or(0),
             b: more.into(),
+            ..NdStep::default()
         },
         Next::Read { want, from_start } => read_step(want, from_start),
         Next::Wait(until) => NdStep {
@@ -340,18 +347,30 @@ extern "C" fn nd_core_step(now: u64, step: &mut NdStep) {
 }
 
 fn read_step(want: Want, from_start: bool) -> NdStep {
-    let (kind, slot, a, b) = match want {
-        Want::Text => (STEP_TEXT, 0, from_start.into(), 0),
-        Want::Registers(index) => (STEP_REGISTERS, 0, index.into(), 0),
-        Want::Notes => (STEP_NOTES, 0, 0, 0),
-        Want::MemoryMap => (STEP_MEMORY_MAP, 0, 0, 0),
-        Want::Written => (STEP_WRITTEN, 0, 0, 0),
-        Want::State => (STEP_STATE, 0, from_start.into(), 0),
-        Want::Pages {
-            first, count, pass, ..
-        } => (STEP_PAGES, pass_number(pass), first.0, count.into()),
+    let step = |kind, a| NdStep {
+        kind,
+        a,
+        ..NdStep::default()
     };
-    NdStep { kind, slot, a, b }
+    match want {
+        Want::Text => step(STEP_TEXT, from_start.into()),
+        Want::Registers(index) => step(STEP_REGISTERS, index.into()),
+        Want::Notes => step(STEP_NOTES, 0),
+        Want::MemoryMap => step(STEP_MEMORY_MAP, 0),
+        Want::Written => step(STEP_WRITTEN, 0),
+        Want::State => step(STEP_STATE, from_start.into()),
+        Want::Pages {
+            first,
+            count,
+            pass,
+            filter,
+        } => NdStep {
+            slot: pass_number(pass),
+            b: count.into(),
+            filter: filter.into(),
+            ..step(STEP_PAGES, first.0)
+        },
+    }
 }
 
 /// `enum nd_pass`.

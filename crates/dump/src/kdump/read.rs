@@ -70,6 +70,7 @@ impl KdumpReader {
             fill_names(&mut parsed.machine, &header);
         }
         parsed.machine.ram = ram;
+        parsed.machine.filter = u8::try_from(sub.dump_level.get()).unwrap_or(0);
         Ok(Opened {
             machine: parsed.machine,
             facts: parsed.facts,

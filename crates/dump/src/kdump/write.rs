@@ -297,6 +297,7 @@ fn sub_header(machine: &Machine, ram: &RamMap, notes: &Notes, notes_at: u64) -> 
     let mut sub = SubHeader::new_zeroed();
     let phys_base = Vmcoreinfo::new(&machine.vmcoreinfo).phys_base();
     sub.phys_base = U64::new(phys_base.unwrap_or(0));
+    sub.dump_level = I32::new(machine.filter.into());
     sub.end_pfn = U64::new(ram.end());
     sub.end_pfn_64 = U64::new(ram.end());
     sub.max_mapnr_64 = U64::new(ram.end());

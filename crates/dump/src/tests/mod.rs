@@ -114,6 +114,7 @@ fn machine(ranges: &[(u64, u64)]) -> Machine {
             first: Pfn(ranges[0].0),
             pages: 2,
         }),
+        filter: 0,
     }
 }
 

@@ -97,6 +97,23 @@ fn nothing_arrived() {
 }
 
 #[test]
+fn a_kdump_file_tells_its_filter_level() {
+    let folder = Folder::new();
+    let machine = Machine {
+        filter: 31,
+        ..machine(&[(0, 1)])
+    };
+    let format = Format::Kdump(crate::Compression::None);
+    write(
+        &folder.file(),
+        machine,
+        format,
+        &[(0, Some(Kind::Excluded))],
+    );
+    assert_eq!(Reader::open(&folder.file()).unwrap().machine().filter, 31);
+}
+
+#[test]
 fn a_crash_time_line_is_left_out() {
     let folder = Folder::new();
     for format in FORMATS {

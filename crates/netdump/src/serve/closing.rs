@@ -43,10 +43,12 @@ fn close(hub: &Hub, shared: &Shared, why: Option<String>) {
         (about, ended)
     };
     let only_log = matches!(lock(shared).wanted(), Some(Want::LogOnly(_))) && ended;
+    let filter = lock(shared).filter();
     let turn = lock(&hub.finishing);
     let job = Job {
         dir: &dir,
         format: hub.format,
+        filter,
         whole: why.is_none() && !only_log,
         stop: &hub.stop,
     };
@@ -62,7 +64,7 @@ fn close(hub: &Hub, shared: &Shared, why: Option<String>) {
 /// What a session that came to its own end lacks.
 fn lacks(session: &Session) -> Option<String> {
     match session.wanted() {
-        Some(Want::Full) => session.content().verify().err(),
+        Some(Want::Full { .. }) => session.content().verify().err(),
         Some(Want::LogOnly(_)) => None,
         Some(Want::Nothing(why)) => Some(why.clone()),
         None => Some("it ended before a verdict".to_owned()),
@@ -124,7 +126,7 @@ fn conclude(
     let summary = session.content().summary();
     let only_log = match session.wanted() {
         Some(Want::LogOnly(reason)) if summary.ended.is_some() => Some(reason.clone()),
-        Some(Want::Full | Want::LogOnly(_) | Want::Nothing(_)) | None => None,
+        Some(Want::Full { .. } | Want::LogOnly(_) | Want::Nothing(_)) | None => None,
     };
     let (vmcore, failed) = match finished {
         Ok(vmcore) => (vmcore, None),

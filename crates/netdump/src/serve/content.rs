@@ -38,6 +38,8 @@ pub struct Summary {
     pub cpus_captured: u32,
     /// Seconds from boot to crash.
     pub uptime_seconds: u64,
+    /// Filter level that the host demands.
+    pub filter_demanded: u8,
     /// Pages of System RAM, as announced.
     pub ram_pages: u64,
     /// Pages that arrived.
@@ -316,6 +318,8 @@ impl Content {
         self.summary.cpus = hello.cpus.get();
         self.summary.uptime_seconds = hello.uptime_ns.get() / 1_000_000_000;
         self.summary.ram_pages = hello.ram_pages.get();
+        // A level has five bits; more than a client of this version can demand is not taken.
+        self.summary.filter_demanded = u8::try_from(hello.filter.get() & 31).unwrap_or(0);
         Ok(())
     }
 

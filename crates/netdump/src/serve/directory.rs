@@ -62,6 +62,9 @@ pub struct SessionFile {
     /// What was wanted of the client, once that was decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Want>,
+    /// Filter level of the dump: makedumpfile's dump levels.
+    #[serde(default)]
+    pub filter: u8,
     /// Why it is incomplete or log-only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -285,6 +288,7 @@ mod tests {
         let dir =
             CrashDir::create(dumpdir.path(), &HostName::new("a").unwrap(), UNIX_EPOCH).unwrap();
         let mut session = SessionFile {
+            filter: 0,
             version: SESSION_FILE_VERSION,
             state: State::Receiving,
             verdict: Some(Want::LogOnly("no space".into())),

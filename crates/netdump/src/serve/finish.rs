@@ -33,6 +33,8 @@ pub struct Job<'a> {
     pub dir: &'a CrashDir,
     /// The format to write.
     pub format: Format,
+    /// Filter level of the dump.
+    pub filter: u8,
     /// Whether the stream is whole; only then the image gets its final name.
     pub whole: bool,
     /// Set when the server ends: the job is given up, and the spool stays as it is.
@@ -75,7 +77,10 @@ pub fn finish(job: &Job<'_>) -> Result<Option<Vmcore>> {
 
 /// Writes the image from the spool, durably.
 fn write(job: &Job<'_>, aside: &Path) -> Result<Option<Summary>> {
-    let mut machine = Machine::default();
+    let mut machine = Machine {
+        filter: job.filter,
+        ..Machine::default()
+    };
     let mut writer: Option<Writer> = None;
     let mut block = Box::new([0; BLOCK_BYTES]);
     records(job, |record| {

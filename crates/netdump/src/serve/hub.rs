@@ -40,6 +40,8 @@ pub struct Hub {
     pub format: Format,
     /// See [`Policy`].
     pub policy: Policy,
+    /// Filter level: which pages are left out of a full dump.
+    pub filter: u8,
     /// A session that is silent for so long is over.
     pub silence: Duration,
     /// Where events go.
@@ -84,6 +86,8 @@ pub struct Parts {
     pub format: Format,
     /// See [`Hub::policy`].
     pub policy: Policy,
+    /// See [`Hub::filter`].
+    pub filter: u8,
     /// See [`Hub::silence`].
     pub silence: Duration,
     /// See [`Hub::events`].
@@ -102,6 +106,7 @@ impl Hub {
             dumpdir: parts.dumpdir,
             format: parts.format,
             policy: parts.policy,
+            filter: parts.filter,
             silence: parts.silence,
             events: parts.events,
             drops: Drops::default(),
@@ -180,7 +185,9 @@ impl Hub {
             .saturating_mul(PAGE_BYTES as u64)
             .saturating_add(SPACE_MARGIN_BYTES);
         match free_bytes(&self.dumpdir) {
-            Ok(free) if free.saturating_sub(promised) >= need => Want::Full,
+            Ok(free) if free.saturating_sub(promised) >= need => Want::Full {
+                filter: self.filter,
+            },
             Ok(free) => Want::LogOnly(format!(
                 "{} has {} MiB free, {} MiB of them promised to other crashes; this one may need \
                 {} MiB",
@@ -192,7 +199,9 @@ impl Hub {
             // The dump matters more than the estimate; a full disk is met when it is full.
             Err(error) => {
                 self.events.warn(format!("{error:#}"));
-                Want::Full
+                Want::Full {
+                    filter: self.filter,
+                }
             }
         }
     }

@@ -236,7 +236,7 @@ pub fn act<'a>(
             session = lock(shared);
             match verdict(hub, &mut session, promised) {
                 Want::Nothing(why) => Some(why),
-                Want::Full | Want::LogOnly(_) => return session,
+                Want::Full { .. } | Want::LogOnly(_) => return session,
             }
         }
         Due::Close => None,
@@ -256,7 +256,7 @@ fn verdict(hub: &Hub, session: &mut Session, promised: u64) -> Want {
     let summary = session.content().summary();
     let want = hub.decide(summary.ram_pages, promised);
     let (name, why) = match &want {
-        Want::Full => ("full", None),
+        Want::Full { .. } => ("full", None),
         Want::LogOnly(why) => ("log-only", Some(why.clone())),
         Want::Nothing(why) => ("reboot", Some(why.clone())),
     };

@@ -31,8 +31,11 @@ use crate::time::utc;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Want {
-    /// The whole memory.
-    Full,
+    /// The memory.
+    Full {
+        /// Filter level: which pages are left out.
+        filter: u8,
+    },
     /// Text, registers and state, for this reason.
     LogOnly(String),
     /// What has arrived so far is enough, for this reason.
@@ -262,7 +265,7 @@ impl Session {
     /// Tells the client, from the next reply on, what is wanted of it.
     pub fn want(&mut self, want: Want) {
         match want {
-            Want::Full => self.engine.set_verdict(Verdict::Full { filter: 0 }),
+            Want::Full { filter } => self.engine.set_verdict(Verdict::Full { filter }),
             Want::LogOnly(_) => self.engine.set_verdict(Verdict::LogOnly),
             Want::Nothing(_) => self.engine.set_verdict(Verdict::Nothing),
         }
@@ -373,11 +376,21 @@ impl Session {
     pub fn bytes_to_come(&self) -> u64 {
         let summary = self.content.summary();
         let pages = summary.ram_pages.saturating_sub(summary.pages.total());
-        if self.want == Some(Want::Full) {
+        if matches!(self.want, Some(Want::Full { .. })) {
             pages.saturating_mul(PAGE_BYTES as u64)
         } else {
             0
         }
+    }
+
+    /// Filter level of the dump: what either side leaves out.
+    #[must_use]
+    pub fn filter(&self) -> u8 {
+        let asked = match self.want {
+            Some(Want::Full { filter }) => filter,
+            Some(Want::LogOnly(_) | Want::Nothing(_)) | None => 0,
+        };
+        asked | self.content.summary().filter_demanded
     }
 
     /// What `session.json` holds at this moment.
@@ -387,6 +400,7 @@ impl Session {
             version: SESSION_FILE_VERSION,
             state,
             verdict: self.want.clone(),
+            filter: self.filter(),
             why,
             host: self.about.host.clone(),
             key: self.id().key.to_string(),

@@ -84,6 +84,7 @@ mod tests {
                 first: Pfn(1000),
                 pages: 40,
             }),
+            filter: 0,
         }
     }
 

@@ -295,6 +295,7 @@ mod tests {
             keys: place.keys(),
             format: Format::Kdump,
             policy: Policy::Full,
+            filter: 0,
             threads: 2,
             silence: Duration::from_millis(300),
         };

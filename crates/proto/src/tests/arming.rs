@@ -4,8 +4,8 @@ use std::boxed::Box;
 use std::vec::Vec;
 
 use crate::arming::{
-    Address, Arming, Command, HOST_BYTES, MESSAGE_BYTES, Refusal, SERVERS_MAX, STATUS_BYTES,
-    Server, State, Status, text,
+    Address, Arming, Command, FILTER_MAX, HOST_BYTES, MESSAGE_BYTES, Refusal, SERVERS_MAX,
+    STATUS_BYTES, Server, State, Status, text,
 };
 use crate::keys::SessionKeys;
 use crate::units::{ArmingId, KeyId, SessionId};
@@ -45,6 +45,8 @@ fn arming() -> Arming {
         vlan: Some(0xA064),
         datagram_bytes: 1472,
         give_up_seconds: 60,
+        filter: 8,
+        keep_user: true,
         boot: [8; 16],
         host,
         servers,
@@ -69,6 +71,7 @@ fn round_trip() {
         Address::V6([2; 16])
     );
     assert!(back.servers[2].is_none());
+    assert_eq!((back.filter, back.keep_user), (8, true));
     assert!(matches!(
         Command::decode(&Command::Disarm.encode()),
         Ok(Command::Disarm)
@@ -95,7 +98,7 @@ fn illegal_fields_are_named() {
     let second = |change: fn(&mut Server)| {
         move |arming: &mut Arming| change(arming.servers[1].as_mut().expect("second server"))
     };
-    let cases: [(Refusal, Change); 14] = [
+    let cases: [(Refusal, Change); 15] = [
         (Refusal::Vlan, Box::new(|a| a.vlan = Some(0x2000))),
         (Refusal::Vlan, Box::new(|a| a.vlan = Some(0x0fff))),
         (Refusal::Vlan, Box::new(|a| a.vlan = Some(0x1064))),
@@ -114,6 +117,7 @@ fn illegal_fields_are_named() {
             Refusal::Servers,
             Box::new(|a| a.servers = [const { None }; SERVERS_MAX]),
         ),
+        (Refusal::Filter, Box::new(|a| a.filter = FILTER_MAX + 1)),
         (Refusal::Host, Box::new(|a| a.host = [0; HOST_BYTES])),
         (Refusal::Host, Box::new(|a| a.host[20] = b'x')),
         (Refusal::Port, Box::new(second(|s| s.remote_port = 0))),

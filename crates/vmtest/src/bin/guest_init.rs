@@ -25,6 +25,8 @@ use vmtest::stage::{
 
 /// Pages of the pattern in user memory: 8 MiB.
 const USER_PATTERN_PAGES: usize = 2048;
+/// Bytes of each kind of page of [`Fill::Mixed`], more or less.
+const MIXED_BYTES: usize = 16 << 20;
 /// How long devices may take to appear; generous because an emulated CPU can be slow.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a kernel that was told to crash may still run this program.
@@ -63,7 +65,8 @@ fn guest() -> Result<()> {
             mac: configure_network()?,
         },
     )?;
-    tell(&mut port, &Stage::Armed { status: arm()? })?;
+    let status = arm(&orders.arm)?;
+    tell(&mut port, &Stage::Armed { status })?;
     let filled = fill_memory(&orders)?;
     let user = place_user_pattern(orders.seed)?;
     let kernel = place_kernel_pattern(orders.seed)?;
@@ -191,20 +194,20 @@ fn configure_network() -> Result<String> {
     Ok(mac.trim().to_owned())
 }
 
-fn arm() -> Result<serde_json::Value> {
+fn arm(options: &[String]) -> Result<serde_json::Value> {
     let server = format!("{}:{SERVER_PORT}", dotted(SERVER_ADDRESS));
-    run(
-        "/bin/netdump",
-        &[
-            "arm",
-            "--server",
-            &server,
-            "--key",
-            "/key",
-            "--module",
-            "/netdump.ko",
-        ],
-    )?;
+    let arguments = [
+        "arm",
+        "--server",
+        &server,
+        "--key",
+        "/key",
+        "--module",
+        "/netdump.ko",
+    ];
+    let options = options.iter().map(String::as_str);
+    let arguments: Vec<&str> = arguments.into_iter().chain(options).collect();
+    run("/bin/netdump", &arguments)?;
     let status = run("/bin/netdump", &["status", "--json"])?;
     serde_json::from_str(&status)
         .with_context(|| format!("netdump status --json printed {status:?}"))
@@ -212,24 +215,31 @@ fn arm() -> Result<serde_json::Value> {
 
 /// Anonymous memory that stays where it is until the kernel ends.
 fn memory(bytes: usize) -> Result<&'static mut [u8]> {
+    map(bytes, MapFlags::POPULATE)
+}
+
+/// Anonymous memory of one's own.
+fn map(bytes: usize, flags: MapFlags) -> Result<&'static mut [u8]> {
     // SAFETY: a null hint and no MAP_FIXED: the kernel chooses an address where nothing is mapped.
     let start = unsafe {
         rustix::mm::mmap_anonymous(
             std::ptr::null_mut(),
             bytes,
             ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::PRIVATE | MapFlags::POPULATE,
+            MapFlags::PRIVATE | flags,
         )
     }
     .with_context(|| format!("cannot have {bytes} bytes of memory"))?;
-    // SAFETY: the mapping is `bytes` long, readable and writable, zeroed, never unmapped, and known
-    // to nobody else.
+    // SAFETY: the mapping is `bytes` long, readable and writable, zeroed, known to nobody else, and
+    // not unmapped as long as anybody uses it.
     Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), bytes) })
 }
 
 fn fill_memory(orders: &Orders) -> Result<Option<&'static [u8]>> {
-    if orders.fill == Fill::Booted {
-        return Ok(None);
+    match orders.fill {
+        Fill::Booted => return Ok(None),
+        Fill::Mixed => return fill_mixed(orders.seed).map(Some),
+        Fill::Ordinary | Fill::Random => {}
     }
     let meminfo = fs::read_to_string("/proc/meminfo")?;
     let available_kib: usize = meminfo
@@ -259,6 +269,37 @@ fn fill_memory(orders: &Orders) -> Result<Option<&'static [u8]>> {
         chunk.copy_from_slice(&ordinary[..chunk.len()]);
     }
     Ok(Some(filler))
+}
+
+/// Makes some of every kind of page: see [`Fill::Mixed`].
+fn fill_mixed(seed: u64) -> Result<&'static [u8]> {
+    let words = |kind: &str, to: &mut [u8]| pattern::fill(pattern::seed_of(seed, kind), 0, to);
+    let mut content = vec![0; MIXED_BYTES];
+    words("tmpfs", &mut content);
+    mount_here("tmpfs", "/tmp")?;
+    fs::write("/tmp/file", &content).context("cannot write to the tmpfs")?;
+    words("disk", &mut content);
+    OpenOptions::new()
+        .write(true)
+        .open("/dev/ram0")
+        .and_then(|mut disk| disk.write_all(&content[..MIXED_BYTES / 2]))
+        .context("cannot write to the disk in memory")?;
+    Command::new("/bin/busybox")
+        .args(["sleep", "1000000"])
+        .spawn()
+        .context("cannot start another process")?;
+    fs::write("/proc/sys/vm/nr_hugepages", "8").context("cannot have huge pages")?;
+    words("hugetlb", map(MIXED_BYTES / 2, MapFlags::HUGETLB)?);
+    fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+        .context("cannot have transparent huge pages")?;
+    let huge = map(MIXED_BYTES, MapFlags::empty())?;
+    words("huge", huge);
+    let given_back = map(4 * MIXED_BYTES, MapFlags::POPULATE)?;
+    words("given back", given_back);
+    // SAFETY: this is the whole of a mapping that nothing refers to any more.
+    unsafe { rustix::mm::munmap(given_back.as_mut_ptr().cast(), given_back.len()) }
+        .context("cannot give memory back")?;
+    Ok(huge)
 }
 
 /// The pattern in this program's memory; it must live until the crash.

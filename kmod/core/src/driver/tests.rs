@@ -4,8 +4,9 @@ use std::vec;
 use std::vec::Vec;
 
 use proto::arming::Status;
+use proto::client::Pass;
 use proto::keys::SessionKeys;
-use proto::units::{ArmingId, KeyId, SessionId};
+use proto::units::{ArmingId, KeyId, Pfn, SessionId};
 use proto::wire::Header;
 
 use super::*;
@@ -18,6 +19,8 @@ const SLOTS: u16 = 32;
 const DATAGRAM_BYTES: u16 = 1472;
 const OWN: Mac = [2, 0, 0, 0, 0, 1];
 const GIVE_UP_SECONDS: u32 = 60;
+/// Filter level that the host demands.
+const DEMANDED: u8 = 8;
 
 /// Buffers that the device gives back at once, unless it is told to keep them.
 struct FakeFrames {
@@ -69,6 +72,8 @@ fn message(servers: &[Server]) -> Vec<u8> {
         vlan: None,
         datagram_bytes: DATAGRAM_BYTES,
         give_up_seconds: GIVE_UP_SECONDS,
+        filter: DEMANDED,
+        keep_user: true,
         boot: [9; 16],
         host,
         servers: [const { None }; SERVERS_MAX],
@@ -224,6 +229,7 @@ fn the_shim_is_told_the_longest_frame_of_all_servers() {
         ifindex: 2,
         frame_bytes,
         packet_bytes,
+        keep_user: true,
     };
     let v4 = driver.command(&message(&[server(2)]));
     assert_eq!(v4, Ok(Some(expected(1514, 1500))));
@@ -349,4 +355,24 @@ fn silent_servers_are_tried_in_turn_without_a_nonce_used_twice_until_it_is_enoug
     let attempts: Vec<u16> = firsts.iter().map(|&(_, attempt, _)| attempt).collect();
     assert_eq!(attempts, [0, 0, 1, 1, 2, 2]);
     assert!(firsts[2].2 > firsts[0].2, "packet numbers go on");
+}
+
+#[test]
+fn what_the_host_demands_is_left_out_whoever_asks() {
+    let driver = crashed(&[server(1)]);
+    let level = |filter| {
+        let want = Want::Pages {
+            first: Pfn(16),
+            count: 16,
+            pass: Pass::Rest,
+            filter,
+        };
+        let Want::Pages { filter, .. } = driver.demand(want) else {
+            panic!("pages were asked for")
+        };
+        filter
+    };
+    assert_eq!(level(0), DEMANDED);
+    assert_eq!(level(16), DEMANDED | 16);
+    assert_eq!(level(31), 31);
 }
