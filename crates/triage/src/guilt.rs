@@ -1,0 +1,408 @@
+//! Which function a report is about.
+//!
+//! A report gives a path: the functions from the one that failed outwards to the system call. The
+//! culprit is the first that is not passed over ([`crate::innocence`]). Only stalls differ: a CPU
+//! that loops is caught at a random place of its loop, so they are named after the innermost
+//! operation that some dispatcher called: a timer's handler, a protocol's receiver, an ioctl.
+
+use serde::Serialize;
+
+use crate::anatomy::{Anatomy, Stack, StackKind};
+use crate::class::Class;
+use crate::frame::Frame;
+use crate::innocence::{Reason, is_idle, is_interrupt_entry, reason, reason_when_waiting};
+
+/// A frame and what was thought of it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Considered {
+    /// The function's name without compiler suffixes.
+    pub function: String,
+    /// Why it was passed over; none for one that counts.
+    pub skipped: Option<Reason>,
+}
+
+/// The result.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Judgement {
+    pub culprit: Option<Frame>,
+    /// The frames after the culprit that count.
+    pub next: Vec<Frame>,
+    pub considered: Vec<Considered>,
+}
+
+/// Frames that are looked at behind the culprit to fill the signature.
+const CONSIDERED_MAX: usize = 48;
+/// Frames behind the culprit that are part of the signature.
+pub(crate) const NEXT_MAX: usize = 2;
+
+/// Finds the culprit.
+pub(crate) fn judge(class: Class, anatomy: &Anatomy) -> Judgement {
+    match class {
+        Class::RcuStall | Class::SoftLockup | Class::HardLockup => stalled(anatomy),
+        Class::Unwinder
+        | Class::Boot
+        | Class::Hardware
+        | Class::Filesystem
+        | Class::Block
+        | Class::MachineCheck
+        | Class::OutOfMemory => Judgement::default(),
+        Class::Panic
+            if anatomy
+                .panic
+                .as_deref()
+                .is_some_and(|why| !names_a_function(why)) =>
+        {
+            Judgement::default()
+        }
+        _ => first_kept(class, &path(class, anatomy)),
+    }
+}
+
+/// Panics whose message says what was wrong at the place that called `panic()`. The others are
+/// the last words of another report, or of init.
+fn names_a_function(why: &str) -> bool {
+    let consequences = [
+        "Fatal exception",
+        "Attempted to kill",
+        "Aiee, killing",
+        "panic_on_warn",
+        "kasan.fault=panic",
+        "hung_task",
+        "sysrq",
+        "Fatal trap",
+        "Oops",
+        "Fatal error",
+        "System is deadlocked",
+        "Out of memory",
+        "bad mode",
+    ];
+    !consequences.iter().any(|start| why.starts_with(start))
+}
+
+/// The functions from the one that failed outwards.
+fn path(class: Class, anatomy: &Anatomy) -> Vec<Frame> {
+    let own = || {
+        let own = anatomy
+            .stacks
+            .iter()
+            .find(|stack| stack.kind == StackKind::Own);
+        let any = || {
+            anatomy
+                .stacks
+                .iter()
+                .find(|stack| stack.kind != StackKind::Own || stack.frames.len() > 1)
+        };
+        // A lock report that lost its end still has the chain that leads to it.
+        let chain = matches!(class, Class::Deadlock | Class::LockState | Class::Leak);
+        own.or_else(|| if chain { any() } else { None })
+    };
+    let stack: Vec<Frame> = own().map(|stack| sure(stack)).unwrap_or_default();
+    let start = anatomy.lock.as_ref().or(anatomy.named.as_ref());
+    let Some(start) = start else {
+        return from_registers(stack);
+    };
+    let same = |frame: &Frame| frame.function() == start.function();
+    // The function that failed is on the stack behind what reported it.
+    let mut path = vec![start.clone()];
+    match stack.iter().position(same) {
+        Some(at) => path.extend(stack.into_iter().skip(at + 1).skip_while(same)),
+        None => path.extend(from_registers(stack).into_iter().skip_while(same)),
+    }
+    path
+}
+
+/// The frames that the unwinder is sure of; all, if it is sure of none.
+fn sure(stack: &Stack) -> Vec<Frame> {
+    let sure: Vec<Frame> = stack
+        .frames
+        .iter()
+        .filter(|f| f.reliable)
+        .cloned()
+        .collect();
+    let only_registers = sure.iter().all(|frame| frame.register);
+    if sure.is_empty() || (only_registers && sure.len() < 2 && stack.frames.len() > 1) {
+        let mut all = sure;
+        all.extend(stack.frames.iter().filter(|f| !f.reliable).cloned());
+        return all;
+    }
+    sure
+}
+
+/// Without what reported, if registers in the middle of the stack say where the exception was.
+fn from_registers(stack: Vec<Frame>) -> Vec<Frame> {
+    match stack.iter().position(|frame| frame.register) {
+        Some(at) if at > 0 => stack.into_iter().skip(at).collect(),
+        _ => stack,
+    }
+}
+
+fn first_kept(class: Class, path: &[Frame]) -> Judgement {
+    let waits = matches!(
+        class,
+        Class::HungTask
+            | Class::Atomic
+            | Class::WorkqueueLockup
+            | Class::StackOverflow
+            | Class::Panic
+    );
+    let why = |frame: &Frame| {
+        if waits {
+            reason_when_waiting(frame.function())
+        } else {
+            reason(frame.function())
+        }
+    };
+    collect(path, why, None)
+}
+
+/// Goes along `path` to the culprit (the first kept frame, or the one at `fixed`) and the kept
+/// frames behind it.
+fn collect(
+    path: &[Frame],
+    why: impl Fn(&Frame) -> Option<Reason>,
+    fixed: Option<usize>,
+) -> Judgement {
+    let mut judgement = Judgement::default();
+    let chosen = fixed
+        .or_else(|| path.iter().position(|frame| why(frame).is_none()))
+        .or_else(|| least_bad(path, &why));
+    for (at, frame) in path.iter().enumerate().take(CONSIDERED_MAX) {
+        let skipped = match chosen {
+            Some(chosen) if at == chosen => None,
+            Some(chosen) if at < chosen => why(frame).or(Some(Reason::Inside)),
+            _ => why(frame),
+        };
+        judgement.considered.push(Considered {
+            function: frame.function().to_owned(),
+            skipped,
+        });
+        let known = |other: &Frame| other.function() == frame.function();
+        if chosen == Some(at) {
+            judgement.culprit = Some(frame.clone());
+        } else if skipped.is_none()
+            && judgement
+                .culprit
+                .as_ref()
+                .is_some_and(|culprit| !known(culprit))
+            && !judgement.next.iter().any(known)
+        {
+            judgement.next.push(frame.clone());
+            if judgement.next.len() == NEXT_MAX {
+                break;
+            }
+        }
+    }
+    judgement
+}
+
+/// Where all are passed over, one that at least did something: not the report's own functions,
+/// then not the entry.
+fn least_bad(path: &[Frame], why: &impl Fn(&Frame) -> Option<Reason>) -> Option<usize> {
+    let with = |allowed: &dyn Fn(Reason) -> bool| {
+        path.iter()
+            .position(|frame| why(frame).is_some_and(allowed))
+    };
+    with(&|reason| {
+        !matches!(
+            reason,
+            Reason::Machinery
+                | Reason::Instrumentation
+                | Reason::Exception
+                | Reason::Entry
+                | Reason::Tick
+        )
+    })
+    .or_else(|| with(&|reason| reason == Reason::Exception))
+    .or_else(|| with(&|reason| reason == Reason::Instrumentation))
+}
+
+fn stalled(anatomy: &Anatomy) -> Judgement {
+    let mut idle = None;
+    for stack in anatomy.stacks.iter().filter(|s| s.kind != StackKind::Other) {
+        let path = interrupted(sure(stack));
+        let busy = !path.iter().any(|frame| is_idle(frame.function()));
+        let judgement = stalled_on(&path);
+        if judgement.culprit.is_some() && busy {
+            return judgement;
+        }
+        if judgement.culprit.is_some() && idle.is_none() {
+            idle = Some(judgement);
+        }
+    }
+    idle.unwrap_or_default()
+}
+
+/// What the tick or the backtrace's own interrupt interrupted.
+fn interrupted(stack: Vec<Frame>) -> Vec<Frame> {
+    if stack.first().is_some_and(|frame| frame.register) {
+        return stack;
+    }
+    let Some(first) = stack
+        .iter()
+        .position(|frame| is_interrupt_entry(frame.function()))
+    else {
+        return from_registers(stack);
+    };
+    let entries = stack
+        .iter()
+        .skip(first)
+        .take_while(|frame| is_interrupt_entry(frame.function()))
+        .count();
+    stack.into_iter().skip(first + entries).collect()
+}
+
+fn stalled_on(path: &[Frame]) -> Judgement {
+    let why = |frame: &Frame| {
+        let function = frame.function();
+        if is_interrupt_entry(function) {
+            return Some(Reason::Exception);
+        }
+        reason_when_waiting(function)
+    };
+    let first = path.iter().position(|frame| why(frame).is_none());
+    let waits = first
+        .and_then(|at| path.get(at))
+        .is_some_and(|frame| frame.function().starts_with("smp_call_function"));
+    let operation = if waits { first } else { operation(path, &why) };
+    collect(path, why, operation)
+}
+
+/// The innermost function that a dispatcher called, or the system call.
+fn operation(path: &[Frame], why: &impl Fn(&Frame) -> Option<Reason>) -> Option<usize> {
+    let mut callers = path.iter().skip(1);
+    let dispatched = path.iter().position(|frame| {
+        callers.next().is_some_and(|caller| {
+            is_dispatcher(caller.function())
+                && !is_dispatcher(frame.function())
+                && !is_wrapper(frame.function())
+                && why(frame).is_none()
+        })
+    });
+    dispatched.or_else(|| {
+        path.iter()
+            .position(|frame| system_call(frame.function()).is_some())
+    })
+}
+
+/// Functions that call an operation through a pointer on somebody's behalf.
+fn is_dispatcher(function: &str) -> bool {
+    const DISPATCHERS: [&str; 61] = [
+        // kernel/time/timer.c, kernel/softirq.c, kernel/workqueue.c, kernel/kthread.c
+        "call_timer_fn",
+        "expire_timers",
+        "__run_timers",
+        "run_timer_softirq",
+        "tasklet_action",
+        "tasklet_action_common",
+        "process_one_work",
+        "kthread",
+        // net/core/dev.c, net/core/rtnetlink.c, net/netfilter, net/socket.c
+        "__netif_receive_skb_core",
+        "__netif_receive_skb",
+        "__netif_receive_skb_one_core",
+        "netif_receive_skb_internal",
+        "__netif_receive_skb_list_core",
+        "napi_poll",
+        "__napi_poll",
+        "net_rx_action",
+        "rtnetlink_rcv_msg",
+        "nfnetlink_rcv_msg",
+        "sock_sendmsg",
+        "__sock_sendmsg",
+        "sock_sendmsg_nosec",
+        "sock_recvmsg",
+        "sock_write_iter",
+        "sock_read_iter",
+        "____sys_sendmsg",
+        "___sys_sendmsg",
+        "__sys_sendto",
+        "sock_close",
+        "__sock_release",
+        "sock_release",
+        "sock_ioctl",
+        "sock_do_ioctl",
+        "__sys_setsockopt",
+        "do_sock_setsockopt",
+        "__sys_connect",
+        "__sys_connect_file",
+        "__sys_accept4",
+        "__sys_bind",
+        // fs/ioctl.c, fs/read_write.c, fs/file_table.c, fs/namespace.c, fs/splice.c
+        "vfs_ioctl",
+        "do_vfs_ioctl",
+        "ksys_ioctl",
+        "sys_ioctl",
+        "__vfs_write",
+        "__vfs_read",
+        "vfs_write",
+        "vfs_read",
+        "new_sync_write",
+        "new_sync_read",
+        "call_write_iter",
+        "do_iter_readv_writev",
+        "do_iter_write",
+        "__fput",
+        "vfs_get_tree",
+        "legacy_get_tree",
+        "mount_fs",
+        "vfs_fsync_range",
+        "vfs_fallocate",
+        "call_mmap",
+        "do_fsync",
+        "do_splice_from",
+        "vfs_iter_write",
+    ];
+    DISPATCHERS.contains(&function)
+        || function.ends_with("_compat_ioctl")
+        || system_call(function).is_some_and(|name| name == "sys_ioctl")
+}
+
+/// Operations that only hand on to the operation of the layer below.
+fn is_wrapper(function: &str) -> bool {
+    const WRAPPERS: [&str; 9] = [
+        "inet_sendmsg",
+        "inet6_sendmsg",
+        "process_backlog",
+        "call_timer_fn",
+        "inet_release",
+        "inet6_release",
+        "sock_common_setsockopt",
+        "inet_stream_connect",
+        "inet_dgram_connect",
+    ];
+    WRAPPERS.contains(&function) || function.ends_with("_compat_ioctl")
+}
+
+/// `sys_read` of `__x64_sys_read`, `SyS_read` and every other spelling of a system call's entry.
+#[must_use]
+pub(crate) fn system_call(function: &str) -> Option<String> {
+    const SPELLINGS: [&str; 22] = [
+        "__x64_sys_",
+        "__ia32_sys_",
+        "__ia32_compat_sys_",
+        "__x64_compat_sys_",
+        "__x32_compat_sys_",
+        "__arm64_sys_",
+        "__arm64_compat_sys_",
+        "__riscv_sys_",
+        "__s390x_sys_",
+        "__s390_sys_",
+        "__powerpc_sys_",
+        "__se_sys_",
+        "__se_compat_sys_",
+        "__do_sys_",
+        "__do_compat_sys_",
+        "compat_SyS_",
+        "C_SYSC_",
+        "SyS_",
+        "SYSC_",
+        "compat_sys_",
+        "__sys_",
+        "sys_",
+    ];
+    SPELLINGS
+        .iter()
+        .find_map(|spelling| function.strip_prefix(spelling))
+        .filter(|name| !name.is_empty())
+        .map(|name| format!("sys_{name}"))
+}
