@@ -2,7 +2,8 @@
 //!
 //! On a host: [`key`] files, the [`way`] to a server asked from the kernel over [`netlink`], the
 //! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`]. From a file to a
-//! server, as a host would: [`send`].
+//! server, as a host would: [`send`]. Anywhere:
+//! [`triage`].
 
 pub mod arm;
 pub mod key;
@@ -11,4 +12,5 @@ pub mod netlink;
 pub mod send;
 pub mod serve;
 pub mod time;
+pub mod triage;
 pub mod way;

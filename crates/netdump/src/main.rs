@@ -21,6 +21,7 @@ use netdump::serve::finish::Format;
 use netdump::serve::hub::Policy;
 use netdump::serve::signal::Signals;
 use netdump::serve::{Options, SILENCE_MAX, Server};
+use netdump::triage;
 use serde::Serialize;
 
 /// Sends a crashed Linux host's memory and log over the network, and receives them.
@@ -52,6 +53,15 @@ enum Command {
     /// Receive crashes. Ends with SIGINT or SIGTERM; a restarted server goes on with unfinished
     /// crashes.
     Serve(ServeArgs),
+    /// Say what killed a kernel, from its console log.
+    Triage {
+        /// Logs in any form; `-` is stdin.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Print one JSON object a file.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -201,6 +211,7 @@ fn run(command: Command) -> Result<()> {
         Command::Disarm => arm::disarm(),
         Command::Send(args) => run_send(args),
         Command::Serve(args) => run_server(args),
+        Command::Triage { files, json } => triage::run(&files, json),
     }
 }
 

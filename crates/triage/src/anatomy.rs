@@ -107,6 +107,8 @@ impl Parser {
     fn head(&mut self, line: &str) {
         line.clone_into(&mut self.anatomy.head);
         self.name_in(line);
+        self.lock_line(line);
+        self.notes(line);
         self.facts(line);
         self.panic(line);
     }
@@ -123,9 +125,13 @@ impl Parser {
         }
         // Only behind these words: other numbers of a line look like functions as well.
         let named = match self.class {
-            Class::Kasan | Class::Kmsan | Class::Kfence | Class::Kcsan => line
+            Class::Kcsan => line
                 .rsplit_once(" in ")
                 .and_then(|(_, name)| bare_or_symbolic(name)),
+            // A name without offset is a name that was cut.
+            Class::Kasan | Class::Kmsan | Class::Kfence => line
+                .rsplit_once(" in ")
+                .and_then(|(_, name)| Frame::within(name)),
             Class::StackOverflow => line
                 .split_once("corrupted in: ")
                 .and_then(|(_, name)| bare_or_symbolic(name)),

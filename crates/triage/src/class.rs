@@ -553,7 +553,9 @@ pub(crate) fn is_error_of_its_kind(class: Class, text: &str) -> bool {
 fn trap(text: &str) -> Option<Class> {
     let (before, after) = text.split_once("[#")?;
     let is_counter = after.bytes().next().is_some_and(|b| b.is_ascii_digit());
-    if !is_counter || before.len() > TRAP_MAX {
+    // What an older kernel wrote without a line feed stands before the name of the trap.
+    let is_glued = before.contains("general protection fault: ");
+    if !is_counter || before.len() > TRAP_MAX || is_glued {
         return None;
     }
     let is_bug = before.starts_with("invalid opcode") || before.starts_with("Kernel BUG");

@@ -19,6 +19,10 @@ pub struct Frame {
     /// True for the function a register pointed at, false for a return address.
     #[serde(skip_serializing_if = "is_false")]
     pub register: bool,
+    /// True for a function that the compiler put into the next one. Only logs that were symbolised
+    /// afterwards tell them, so they are shown and not counted.
+    #[serde(skip_serializing_if = "is_false")]
+    pub inlined: bool,
 }
 
 #[expect(
@@ -56,6 +60,7 @@ impl Frame {
             module: module.map(str::to_owned),
             reliable: true,
             register: false,
+            inlined: false,
         };
         Some((frame, rest))
     }
@@ -117,6 +122,7 @@ fn inlined(text: &str) -> Option<Frame> {
     is_position(position.trim()).then(|| Frame {
         symbol: symbol.to_owned(),
         reliable: true,
+        inlined: true,
         ..Frame::default()
     })
 }
@@ -227,13 +233,23 @@ fn module(text: &str) -> (Option<&str>, &str) {
 
 /// `symbol` without what depends on the compiler and its options: `.isra.0`, `.constprop.3`,
 /// `.part.1`, `.cold`, `.llvm.123`, the `.` of ppc64's descriptors, `__pfx_`, and the mangling of
-/// plain C++ names.
+/// plain C++ names, and the hash in the name of a BPF program.
 #[must_use]
 pub fn plain_name(symbol: &str) -> &str {
     let name = symbol.trim_start_matches('.');
     let name = name.split('.').next().unwrap_or(name);
     let name = name.strip_prefix("__pfx_").unwrap_or(name);
-    mangled(name).unwrap_or(name)
+    mangled(name).or_else(|| bpf_program(name)).unwrap_or(name)
+}
+
+/// The name in `bpf_prog_0123456789abcdef_name`.
+fn bpf_program(name: &str) -> Option<&str> {
+    let rest = name.strip_prefix("bpf_prog_")?;
+    let (hash, rest) = rest.split_at_checked(16)?;
+    let program = rest.strip_prefix('_')?;
+    hash.bytes()
+        .all(|b| b.is_ascii_hexdigit())
+        .then_some(program)
 }
 
 /// The name in `_Z8fakeNameiii`.
@@ -326,6 +342,7 @@ mod tests {
             ".foo",
             "__pfx_foo",
             "_Z3fooiii",
+            "bpf_prog_0123456789abcdef_foo",
         ] {
             assert_eq!(plain_name(symbol), "foo");
         }

@@ -39,6 +39,8 @@ pub(crate) const NEXT_MAX: usize = 2;
 pub(crate) fn judge(class: Class, anatomy: &Anatomy) -> Judgement {
     match class {
         Class::RcuStall | Class::SoftLockup | Class::HardLockup => stalled(anatomy),
+        // A stack overflows wherever it happens to be deepest.
+        Class::StackOverflow if anatomy.named.is_none() => stalled(anatomy),
         Class::Unwinder
         | Class::Boot
         | Class::Hardware
@@ -111,21 +113,16 @@ fn path(class: Class, anatomy: &Anatomy) -> Vec<Frame> {
     path
 }
 
-/// The frames that the unwinder is sure of; all, if it is sure of none.
+/// The frames that the unwinder is sure of; all, if it is sure of none. Inlined functions are not
+/// in the log as the kernel wrote it, so they do not count.
 fn sure(stack: &Stack) -> Vec<Frame> {
-    let sure: Vec<Frame> = stack
-        .frames
-        .iter()
-        .filter(|f| f.reliable)
-        .cloned()
-        .collect();
-    let only_registers = sure.iter().all(|frame| frame.register);
-    if sure.is_empty() || (only_registers && sure.len() < 2 && stack.frames.len() > 1) {
-        let mut all = sure;
-        all.extend(stack.frames.iter().filter(|f| !f.reliable).cloned());
-        return all;
+    let real = || stack.frames.iter().filter(|frame| !frame.inlined);
+    let mut frames: Vec<Frame> = real().filter(|frame| frame.reliable).cloned().collect();
+    let only_registers = frames.len() < 2 && frames.iter().all(|frame| frame.register);
+    if only_registers {
+        frames.extend(real().filter(|frame| !frame.reliable).cloned());
     }
-    sure
+    frames
 }
 
 /// Without what reported, if registers in the middle of the stack say where the exception was.

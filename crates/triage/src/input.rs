@@ -174,8 +174,23 @@ impl Records {
 const PIECES_MAX: usize = 96;
 
 impl Record {
+    /// The pieces up to the first hole: half a name is worse than none.
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut end = 0;
+        for (offset, piece) in &self.pieces {
+            if *offset > end {
+                break;
+            }
+            // Lines of a dictionary may lie between this piece and the next.
+            end = offset.saturating_add(piece.len()).saturating_add(1);
+            text.push_str(piece);
+        }
+        text
+    }
+
     fn give(&self, sink: &mut dyn FnMut(Event<'_>)) {
-        let text: String = self.pieces.values().map(String::as_str).collect();
+        let text = self.text();
         let text = unescaped(&text);
         for part in text.split('\n') {
             let mut line = Line::parse(part);

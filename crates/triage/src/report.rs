@@ -150,6 +150,7 @@ fn refined(class: Class, anatomy: &Anatomy) -> Class {
     let notes =
         || std::iter::once(anatomy.head.as_str()).chain(anatomy.notes.iter().map(String::as_str));
     match class {
+        Class::Kernel if title::is_lost(anatomy) && anatomy.panic.is_some() => Class::Panic,
         Class::Kernel | Class::Cfi => {
             let behind = anatomy.notes.iter().filter_map(|note| Class::of_line(note));
             behind
@@ -242,6 +243,7 @@ impl fmt::Display for Shown<'_> {
             module,
             reliable,
             register,
+            inlined,
         } = self.0;
         let mark = match (reliable, register) {
             (false, _) => "? ",
@@ -254,6 +256,9 @@ impl fmt::Display for Shown<'_> {
         }
         if let Some(module) = module {
             write!(f, " [{module}]")?;
+        }
+        if *inlined {
+            write!(f, " (inlined)")?;
         }
         Ok(())
     }

@@ -335,6 +335,15 @@ impl Draft {
             // A panic for a reason of its own is another report.
             return class == Class::Panic || class == self.class;
         }
+        // Symbolised logs repeat the first line for each inlined function.
+        let repeats = self.class == class
+            && self
+                .lines
+                .last()
+                .is_some_and(|(_, last)| last.trim_end().ends_with("[inline]"));
+        if repeats && near {
+            return true;
+        }
         if self.class == Class::RcuStall && text.contains("kthread starved") {
             return true;
         }

@@ -69,7 +69,8 @@ fn kind(class: Class, anatomy: &Anatomy) -> String {
         Class::SoftLockup => "BUG: soft lockup".to_owned(),
         Class::HardLockup => "BUG: hard lockup".to_owned(),
         Class::WorkqueueLockup => "BUG: workqueue lockup".to_owned(),
-        Class::HungTask => "INFO: task hung".to_owned(),
+        Class::HungTask if topic.is_empty() => "INFO: task hung".to_owned(),
+        Class::HungTask => format!("INFO: task {topic}"),
         Class::Panic | Class::Boot | Class::StackOverflow => format!("kernel panic: {topic}"),
         Class::Trap
         | Class::Atomic
@@ -126,9 +127,10 @@ pub(crate) fn topic(class: Class, anatomy: &Anatomy) -> String {
             Some((_, what)) => format!("BUG: slab: {}", masked(what)),
             None => "BUG: slab".to_owned(),
         },
+        Class::HungTask if head.contains(" can't die ") => "can't die".to_owned(),
         Class::MachineCheck => machine_check(head),
         Class::OutOfMemory => "Out of memory".to_owned(),
-        Class::Kernel if head.starts_with("---[ end trace") => LOST.to_owned(),
+        Class::Kernel if is_lost(anatomy) => LOST.to_owned(),
         Class::Kernel if head.contains("still in use") => "BUG: Dentry still in use".to_owned(),
         Class::Kernel if head.starts_with("BUG: Bad rss-counter state") => {
             "BUG: Bad rss-counter state".to_owned()
@@ -140,6 +142,11 @@ pub(crate) fn topic(class: Class, anatomy: &Anatomy) -> String {
     }
 }
 
+/// Whether only the end of a report came.
+pub(crate) fn is_lost(anatomy: &Anatomy) -> bool {
+    anatomy.head.trim_start().starts_with("---[ end trace")
+}
+
 /// Whether the text alone identifies a report that has no culprit.
 pub(crate) fn identifies(class: Class, anatomy: &Anatomy) -> bool {
     match class {
@@ -149,7 +156,7 @@ pub(crate) fn identifies(class: Class, anatomy: &Anatomy) -> bool {
                 || topic.starts_with("Fatal exception")
                 || topic.contains("panic_on_warn"))
         }
-        Class::Kernel => topic(class, anatomy) != LOST,
+        Class::Kernel => !is_lost(anatomy),
         Class::BadPage
         | Class::Slab
         | Class::Unwinder
@@ -241,6 +248,7 @@ fn lock(head: &str) -> String {
     let known = [
         ("bad unlock balance", "WARNING: bad unlock balance"),
         ("held lock freed", "WARNING: held lock freed"),
+        ("a lock still held there", "WARNING: held lock freed"),
         (
             "lock held when returning",
             "WARNING: lock held when returning to user space",

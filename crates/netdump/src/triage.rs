@@ -1,0 +1,196 @@
+//! `netdump triage`: what killed a kernel, from its console log.
+//!
+//! One file after another, in pieces, so that memory does not grow with a file. A file that cannot
+//! be read does not keep the others from being told.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write as _, stdin, stdout};
+use std::path::{Path, PathBuf};
+
+use ::triage::{Findings, Report, Role, Scanner};
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Serialize;
+
+/// Bytes that are read at a time.
+const PIECE: usize = 256 * 1024;
+
+/// Tells each of `files` (`-` is stdin): a page for people, or with `json` one object a line.
+///
+/// # Errors
+/// A file could not be read or is no log; the others were told all the same.
+pub fn run(files: &[PathBuf], json: bool) -> Result<()> {
+    let mut failed = 0;
+    for file in files {
+        let name = file.display().to_string();
+        let told = match read(file) {
+            Ok(findings) => Told::new(name, &findings),
+            Err(error) => {
+                failed += 1;
+                Told::failed(name, &format!("{error:#}"))
+            }
+        };
+        let text = if json {
+            serde_json::to_string(&told).context("cannot write JSON")?
+        } else {
+            told.to_string()
+        };
+        if let Err(error) = writeln!(stdout(), "{text}") {
+            // Who reads has seen enough, as `head` does.
+            if error.kind() == io::ErrorKind::BrokenPipe {
+                return Ok(());
+            }
+            return Err(error).context("cannot write to stdout");
+        }
+    }
+    ensure!(failed == 0, "{failed} of {} files could not be triaged", files.len());
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<Findings> {
+    if file.as_os_str() == "-" {
+        return scan(&mut stdin().lock());
+    }
+    let mut opened = File::open(file).context("cannot open")?;
+    scan(&mut opened)
+}
+
+fn scan(input: &mut dyn Read) -> Result<Findings> {
+    let mut scanner = Scanner::new();
+    let mut piece = vec![0; PIECE];
+    let mut is_first = true;
+    loop {
+        let length = match input.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error).context("cannot read"),
+        };
+        let bytes = piece.get(..length).unwrap_or(&[]);
+        if std::mem::take(&mut is_first) {
+            check_is_log(bytes)?;
+        }
+        scanner.push(bytes);
+    }
+    Ok(scanner.finish())
+}
+
+/// A vmcore holds the log somewhere in its memory; read as text it would look like a log without a
+/// crash, or with one that never was.
+fn check_is_log(first: &[u8]) -> Result<()> {
+    let formats: [(&[u8], &str); 4] = [
+        (b"\x7fELF", "an ELF file"),
+        (b"KDUMP   ", "a kdump-compressed vmcore"),
+        (b"makedumpfile", "a flattened vmcore"),
+        (b"\x1f\x8b", "a gzip file"),
+    ];
+    if let Some((_, what)) = formats.iter().find(|(magic, _)| first.starts_with(magic)) {
+        bail!("is {what}, not a log; give the console log, or the `log` file of the crash's directory");
+    }
+    Ok(())
+}
+
+/// What is told of one file.
+#[derive(Serialize)]
+struct Told {
+    file: String,
+    crash: bool,
+    class: Option<::triage::Class>,
+    title: Option<String>,
+    function: Option<String>,
+    module: Option<String>,
+    signature: Option<String>,
+    family: Option<String>,
+    reports: Vec<Report>,
+    reports_dropped: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl Told {
+    fn new(file: String, findings: &Findings) -> Self {
+        let crash = findings.crash();
+        let signature = crash.and_then(|report| report.signature.as_ref());
+        Self {
+            file,
+            crash: crash.is_some(),
+            class: crash.map(|report| report.class),
+            title: crash.map(|report| report.title.clone()),
+            function: crash.and_then(|report| report.function.clone()),
+            module: crash.and_then(|report| report.module.clone()),
+            signature: signature.map(|signature| signature.signature.clone()),
+            family: signature.map(|signature| signature.family.clone()),
+            reports: findings.reports.clone(),
+            reports_dropped: findings.reports_dropped,
+            error: None,
+        }
+    }
+
+    fn failed(file: String, error: &str) -> Self {
+        Self {
+            error: Some(error.split_whitespace().collect::<Vec<_>>().join(" ")),
+            ..Self::new(file, &Findings::default())
+        }
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.file)?;
+        if let Some(error) = &self.error {
+            return write!(f, "{error}");
+        }
+        match self.reports.iter().find(|report| report.role == Role::Cause) {
+            Some(report) => write!(f, "{report}")?,
+            None => writeln!(f, "no crash")?,
+        }
+        let mut is_first = true;
+        for report in &self.reports {
+            let what = match report.role {
+                Role::Cause if std::mem::take(&mut is_first) => continue,
+                Role::Cause => "next boot",
+                Role::Consequence => "then",
+                Role::Notice => "beside",
+            };
+            let times = if report.count > 1 {
+                format!(" ({} times)", report.count)
+            } else {
+                String::new()
+            };
+            writeln!(f, "  {what:<10} {}{times}, line {}", report.title, report.line_number)?;
+        }
+        if self.reports_dropped > 0 {
+            writeln!(f, "  and {} more reports", self.reports_dropped)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &[u8] = b"[    1.000000] BUG: KASAN: use-after-free in foo+0x1/0x2\n";
+
+    #[test]
+    fn a_log_is_told_in_one_json_line() {
+        let told = Told::new("x".to_owned(), &scan(&mut &LOG[..]).unwrap());
+        let json: serde_json::Value = serde_json::to_value(&told).unwrap();
+        assert_eq!(json["crash"], true);
+        assert_eq!(json["title"], "KASAN: use-after-free in foo");
+        assert_eq!(json["function"], "foo");
+        assert_eq!(json["reports"][0]["signature"], json["signature"]);
+        assert!(told.to_string().starts_with("x: KASAN: use-after-free in foo\n"));
+    }
+
+    #[test]
+    fn a_vmcore_is_refused_by_name() {
+        for first in [&b"\x7fELF\x02"[..], b"KDUMP   \x06", b"makedumpfile\0\0"] {
+            let error = scan(&mut &first[..]).unwrap_err().to_string();
+            assert!(error.contains("not a log"), "{error}");
+        }
+        let told = Told::failed("x".to_owned(), "is\nbad");
+        assert_eq!(told.to_string(), "x: is bad");
+        assert_eq!(serde_json::to_value(&told).unwrap()["crash"], false);
+    }
+}
