@@ -43,7 +43,11 @@ pub fn run(files: &[PathBuf], json: bool) -> Result<()> {
             return Err(error).context("cannot write to stdout");
         }
     }
-    ensure!(failed == 0, "{failed} of {} files could not be triaged", files.len());
+    ensure!(
+        failed == 0,
+        "{failed} of {} files could not be triaged",
+        files.len()
+    );
     Ok(())
 }
 
@@ -85,7 +89,9 @@ fn check_is_log(first: &[u8]) -> Result<()> {
         (b"\x1f\x8b", "a gzip file"),
     ];
     if let Some((_, what)) = formats.iter().find(|(magic, _)| first.starts_with(magic)) {
-        bail!("is {what}, not a log; give the console log, or the `log` file of the crash's directory");
+        bail!(
+            "is {what}, not a log; give the console log, or the `log` file of the crash's directory"
+        );
     }
     Ok(())
 }
@@ -140,7 +146,11 @@ impl fmt::Display for Told {
         if let Some(error) = &self.error {
             return write!(f, "{error}");
         }
-        match self.reports.iter().find(|report| report.role == Role::Cause) {
+        match self
+            .reports
+            .iter()
+            .find(|report| report.role == Role::Cause)
+        {
             Some(report) => write!(f, "{report}")?,
             None => writeln!(f, "no crash")?,
         }
@@ -157,7 +167,11 @@ impl fmt::Display for Told {
             } else {
                 String::new()
             };
-            writeln!(f, "  {what:<10} {}{times}, line {}", report.title, report.line_number)?;
+            writeln!(
+                f,
+                "  {what:<10} {}{times}, line {}",
+                report.title, report.line_number
+            )?;
         }
         if self.reports_dropped > 0 {
             writeln!(f, "  and {} more reports", self.reports_dropped)?;
@@ -180,7 +194,10 @@ mod tests {
         assert_eq!(json["title"], "KASAN: use-after-free in foo");
         assert_eq!(json["function"], "foo");
         assert_eq!(json["reports"][0]["signature"], json["signature"]);
-        assert!(told.to_string().starts_with("x: KASAN: use-after-free in foo\n"));
+        assert!(
+            told.to_string()
+                .starts_with("x: KASAN: use-after-free in foo\n")
+        );
     }
 
     #[test]

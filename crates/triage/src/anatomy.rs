@@ -68,7 +68,7 @@ pub(crate) struct Anatomy {
 
 impl Anatomy {
     /// Takes a report apart. `lines` are in the order of one writer each.
-    pub(crate) fn of<'a>(class: Class, lines: impl Iterator<Item = &'a str>) -> Self {
+    pub(crate) fn of(class: Class, lines: impl Iterator<Item = impl AsRef<str>>) -> Self {
         let mut parser = Parser {
             class,
             anatomy: Self::default(),
@@ -79,9 +79,9 @@ impl Anatomy {
         };
         for (number, line) in lines.enumerate() {
             if number == 0 {
-                parser.head(line);
+                parser.head(line.as_ref());
             } else {
-                parser.line(line);
+                parser.line(line.as_ref());
             }
         }
         parser

@@ -104,7 +104,7 @@ impl Class {
     pub(crate) fn is_one_line(self) -> bool {
         matches!(
             self,
-            Self::Hardware | Self::Filesystem | Self::Block | Self::NetDevice
+            Self::Hardware | Self::OutOfMemory | Self::Filesystem | Self::Block | Self::NetDevice
         )
     }
 
@@ -122,6 +122,11 @@ impl Class {
             self,
             Self::ListCorruption | Self::Refcount | Self::Usercopy | Self::Kernel | Self::Cfi
         )
+    }
+
+    /// A message about the damage that a `BUG()` or `WARN()` was for.
+    pub(crate) fn is_damage(self) -> bool {
+        matches!(self, Self::ListCorruption | Self::Refcount | Self::Usercopy)
     }
 
     /// A report in which other CPUs and tasks are shown as well.
@@ -236,7 +241,7 @@ fn bug(text: &str) -> Option<Class> {
         ("Kernel NULL pointer dereference", Class::NullDereference),
         ("unable to handle ", Class::PageFault),
         ("Unable to handle ", Class::PageFault),
-        ("soft lockup - CPU#", Class::SoftLockup),
+        ("soft lockup", Class::SoftLockup),
         ("workqueue lockup", Class::WorkqueueLockup),
         ("scheduling while atomic", Class::Atomic),
         ("sleeping function called from", Class::Atomic),
@@ -472,13 +477,13 @@ fn by_beginning(text: &str, first: u8) -> Option<Class> {
     contains(text, first)
 }
 
-const BEGINNINGS: [(&str, Class); 49] = [
+const BEGINNINGS: [(&str, Class); 52] = [
     ("general protection fault: ", Class::GeneralProtection),
     (
         "general protection fault, probably",
         Class::GeneralProtection,
     ),
-    ("general protection fault maybe", Class::GeneralProtection),
+    ("general protection fault, maybe", Class::GeneralProtection),
     ("PANIC: double fault", Class::Trap),
     ("PANIC: early exception", Class::Trap),
     ("Bad mode in ", Class::Trap),
@@ -493,6 +498,9 @@ const BEGINNINGS: [(&str, Class); 49] = [
     ("skb_over_panic: ", Class::Kernel),
     ("skb_under_panic: ", Class::Kernel),
     ("Kernel memory exposure attempt", Class::Usercopy),
+    ("kernel memory exposure attempt", Class::Usercopy),
+    ("kernel memory overwrite attempt", Class::Usercopy),
+    ("Alignment trap: not handling", Class::Trap),
     ("Kernel memory overwrite attempt", Class::Usercopy),
     ("rcu_sched kthread starved", Class::RcuStall),
     ("rcu_preempt kthread starved", Class::RcuStall),
@@ -558,7 +566,25 @@ fn trap(text: &str) -> Option<Class> {
     if !is_counter || before.len() > TRAP_MAX || is_glued {
         return None;
     }
-    let is_bug = before.starts_with("invalid opcode") || before.starts_with("Kernel BUG");
+    // x86: "divide error: 0000 [#1]"; s390: "specification exception: 0006 ilc:2 [#1]"; mips:
+    // "Kernel bug detected[#1]:".
+    let name = before.trim_end();
+    let has_code = name
+        .rsplit_once(": ")
+        .is_some_and(|(_, code)| code.len() == 4 && code.bytes().all(|b| b.is_ascii_hexdigit()));
+    let is_named = [
+        "Oops",
+        "Kernel ",
+        "Reserved instruction",
+        "Unhandled ",
+        "Break instruction",
+    ]
+    .iter()
+    .any(|start| name.starts_with(start));
+    if !has_code && !is_named && !name.contains(" ilc:") {
+        return None;
+    }
+    let is_bug = name.starts_with("Kernel BUG") || name.starts_with("Kernel bug");
     Some(if is_bug { Class::Bug } else { Class::Trap })
 }
 
@@ -629,7 +655,7 @@ mod tests {
                 Class::GeneralProtection,
             ),
             ("divide error: 0000 [#1] SMP", Class::Trap),
-            ("invalid opcode: 0000 [#1] SMP", Class::Bug),
+            ("invalid opcode: 0000 [#1] SMP", Class::Trap),
             ("specification exception: 0006 ilc:2 [#1] SMP", Class::Trap),
             ("Oops: Kernel access of bad area, sig: 11 [#1]", Class::Trap),
             (
@@ -684,6 +710,7 @@ mod tests {
             "INFO: rcu_preempt Stall ended before state dump start",
             "sh[1]: segfault at 0 ip 0 sp 0 error 4 in sh[0+1]",
             "traps: sh[1] general protection fault ip:0 sp:0 error:0 in sh[0+1]",
+            "usb 1-1: config [#1] is odd",
             "softdog: initialized. soft_noboot=0 soft_margin=60 sec soft_panic=0",
             "",
         ] {

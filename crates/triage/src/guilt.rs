@@ -10,7 +10,10 @@ use serde::Serialize;
 use crate::anatomy::{Anatomy, Stack, StackKind};
 use crate::class::Class;
 use crate::frame::Frame;
-use crate::innocence::{Reason, is_idle, is_interrupt_entry, reason, reason_when_waiting};
+use crate::innocence::{
+    Reason, is_idle, is_interrupt_entry, reason, reason_when_locking, reason_when_stuck,
+    reason_when_waiting,
+};
 
 /// A frame and what was thought of it.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -98,7 +101,7 @@ fn path(class: Class, anatomy: &Anatomy) -> Vec<Frame> {
         let chain = matches!(class, Class::Deadlock | Class::LockState | Class::Leak);
         own.or_else(|| if chain { any() } else { None })
     };
-    let stack: Vec<Frame> = own().map(|stack| sure(stack)).unwrap_or_default();
+    let stack: Vec<Frame> = own().map(sure).unwrap_or_default();
     let start = anatomy.lock.as_ref().or(anatomy.named.as_ref());
     let Some(start) = start else {
         return from_registers(stack);
@@ -134,22 +137,16 @@ fn from_registers(stack: Vec<Frame>) -> Vec<Frame> {
 }
 
 fn first_kept(class: Class, path: &[Frame]) -> Judgement {
-    let waits = matches!(
-        class,
-        Class::HungTask
-            | Class::Atomic
-            | Class::WorkqueueLockup
-            | Class::StackOverflow
-            | Class::Panic
-    );
-    let why = |frame: &Frame| {
-        if waits {
-            reason_when_waiting(frame.function())
-        } else {
-            reason(frame.function())
+    let rule = match class {
+        Class::HungTask | Class::Atomic | Class::WorkqueueLockup | Class::Panic | Class::Lock => {
+            reason_when_waiting
         }
+        Class::Deadlock | Class::LockState => reason_when_locking,
+        _ => reason,
     };
-    collect(path, why, None)
+    // The stack protector names the function whose frame was overwritten.
+    let fixed = (class == Class::StackOverflow).then_some(0);
+    collect(path, |frame| rule(frame.function()), fixed)
 }
 
 /// Goes along `path` to the culprit (the first kept frame, or the one at `fixed`) and the kept
@@ -210,6 +207,7 @@ fn least_bad(path: &[Frame], why: &impl Fn(&Frame) -> Option<Reason>) -> Option<
         )
     })
     .or_else(|| with(&|reason| reason == Reason::Exception))
+    .or_else(|| with(&|reason| reason == Reason::Entry))
     .or_else(|| with(&|reason| reason == Reason::Instrumentation))
 }
 
@@ -249,13 +247,7 @@ fn interrupted(stack: Vec<Frame>) -> Vec<Frame> {
 }
 
 fn stalled_on(path: &[Frame]) -> Judgement {
-    let why = |frame: &Frame| {
-        let function = frame.function();
-        if is_interrupt_entry(function) {
-            return Some(Reason::Exception);
-        }
-        reason_when_waiting(function)
-    };
+    let why = |frame: &Frame| reason_when_stuck(frame.function());
     let first = path.iter().position(|frame| why(frame).is_none());
     let waits = first
         .and_then(|at| path.get(at))

@@ -106,7 +106,33 @@ pub(crate) fn reason(function: &str) -> Option<Reason> {
 
 /// Why `function` is passed over where the report is about waiting.
 pub(crate) fn reason_when_waiting(function: &str) -> Option<Reason> {
-    reason(function).or_else(|| is_in("waiting", function).then_some(Reason::Scheduler))
+    if is_in("waiting", function) {
+        return Some(Reason::Scheduler);
+    }
+    // What a file system waits for in the page cache is its own affair.
+    reason(function).filter(|reason| *reason != Reason::PageCache)
+}
+
+/// Why `function` is passed over where the report is about who takes a lock: that may be any code
+/// but the lock itself, and an allocator, which only says so on behalf of reclaim.
+pub(crate) fn reason_when_locking(function: &str) -> Option<Reason> {
+    let of_locks = [
+        Reason::Machinery,
+        Reason::Instrumentation,
+        Reason::Exception,
+        Reason::Lock,
+        Reason::Allocator,
+    ];
+    reason(function).filter(|reason| of_locks.contains(reason))
+}
+
+/// Why `function` is passed over where a CPU is stuck.
+pub(crate) fn reason_when_stuck(function: &str) -> Option<Reason> {
+    if is_interrupt_entry(function) {
+        return Some(Reason::Exception);
+    }
+    reason_when_waiting(function)
+        .or_else(|| is_in("stack-walk", function).then_some(Reason::Machinery))
 }
 
 /// Whether a CPU in `function` is idle.
@@ -155,7 +181,7 @@ mod tests {
             if let Some(section) = line.strip_prefix('[') {
                 let section = section.trim_end_matches(']');
                 let known = Reason::of_section(section).is_some()
-                    || ["waiting", "idle", "interrupt"].contains(&section);
+                    || ["waiting", "idle", "interrupt", "stack-walk"].contains(&section);
                 assert!(known, "{section}");
                 continue;
             }

@@ -60,9 +60,8 @@ impl<'a> Line<'a> {
         } else if !is_wall_time(inside) || self.time.is_some() {
             return None;
         }
-        if !after.starts_with('[') && !after.starts_with(" [") {
-            after = after.strip_prefix(' ').unwrap_or(after);
-        } else if !next_is_prefix(after) {
+        // One space belongs to the prefix, unless the caller comes behind it.
+        if !next_is_prefix(after) {
             after = after.strip_prefix(' ').unwrap_or(after);
         }
         Some(after)

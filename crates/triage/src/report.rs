@@ -152,18 +152,26 @@ fn refined(class: Class, anatomy: &Anatomy) -> Class {
     match class {
         Class::Kernel if title::is_lost(anatomy) && anatomy.panic.is_some() => Class::Panic,
         Class::Kernel | Class::Cfi => {
-            let behind = anatomy.notes.iter().filter_map(|note| Class::of_line(note));
+            let mut behind = anatomy.notes.iter().filter_map(|note| Class::of_line(note));
             behind
-                .filter(|class| matches!(class, Class::Bug | Class::Warning))
-                .next()
-                .filter(|_| !anatomy.head.starts_with("BUG: "))
+                .find(|class| matches!(class, Class::Bug | Class::Warning))
+                .filter(|_| anatomy.head.contains("skb_") || class == Class::Cfi)
                 .unwrap_or(class)
+        }
+        Class::Bug | Class::Warning
+            if notes().any(|note| is_damage(note, Class::ListCorruption)) =>
+        {
+            Class::ListCorruption
         }
         Class::Warning if notes().any(|note| note.contains("lib/refcount.c")) => Class::Refcount,
         Class::Panic => panicked(anatomy).unwrap_or(class),
         Class::Trap if anatomy.head.starts_with("Oops: 0") => Class::PageFault,
         other => other,
     }
+}
+
+fn is_damage(note: &str, damage: Class) -> bool {
+    Class::of_line(note) == Some(damage)
 }
 
 /// The report that led to a panic, where only the panic's own trace came.

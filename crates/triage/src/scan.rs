@@ -100,6 +100,8 @@ struct Draft {
     lines: Vec<(Option<Caller>, String)>,
     /// A line with `[#1]` has come: another one is another exception.
     died: bool,
+    /// `kernel BUG at` has come: its exception belongs to it.
+    asserted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -206,6 +208,7 @@ impl Finder {
             last_time: line.time,
             lines: Vec::new(),
             died: false,
+            asserted: false,
         };
         draft.push(line);
         draft
@@ -314,6 +317,7 @@ impl Draft {
     fn push(&mut self, line: Line<'_>) {
         self.last_time = line.time.or(self.last_time);
         self.died |= line.text.contains("[#");
+        self.asserted |= line.text.contains("ernel BUG ");
         if self.lines.len() < LINES_MAX {
             let text: String = line.text.chars().take(CHARS_MAX).collect();
             self.lines.push((line.caller, text));
@@ -347,16 +351,18 @@ impl Draft {
         if self.class == Class::RcuStall && text.contains("kthread starved") {
             return true;
         }
-        if dies && !self.died && (self.class.is_exception() || self.class == Class::Bug) {
+        if dies && !self.died && (self.class.is_exception() || self.asserted) {
             return true;
         }
         if self.class == Class::Leak && class == Class::Leak {
             return near && text.starts_with("unreferenced object");
         }
-        if near && matches!(class, Class::Bug | Class::Warning) && self.class.is_prelude() {
-            return true;
-        }
-        self.class == Class::OutOfMemory && class == Class::OutOfMemory
+        let (is_assertion, asserts) = (
+            matches!(self.class, Class::Bug | Class::Warning),
+            matches!(class, Class::Bug | Class::Warning),
+        );
+        // Newer kernels tell the damage before the assertion, older ones behind it.
+        near && ((asserts && self.class.is_prelude()) || (is_assertion && class.is_damage()))
     }
 
     fn report(&self) -> Report {

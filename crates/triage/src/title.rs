@@ -71,6 +71,7 @@ fn kind(class: Class, anatomy: &Anatomy) -> String {
         Class::WorkqueueLockup => "BUG: workqueue lockup".to_owned(),
         Class::HungTask if topic.is_empty() => "INFO: task hung".to_owned(),
         Class::HungTask => format!("INFO: task {topic}"),
+        Class::StackOverflow if topic.starts_with("stack guard") => format!("BUG: {topic}"),
         Class::Panic | Class::Boot | Class::StackOverflow => format!("kernel panic: {topic}"),
         Class::Trap
         | Class::Atomic
@@ -90,6 +91,7 @@ fn kind(class: Class, anatomy: &Anatomy) -> String {
 
 fn bug(class: Class, topic: &str) -> String {
     match (class, topic) {
+        (Class::ListCorruption, "WARNING") => "WARNING: corrupted list".to_owned(),
         (Class::ListCorruption, _) => "BUG: corrupted list".to_owned(),
         (Class::Usercopy, _) => "BUG: bad usercopy".to_owned(),
         (_, topic) => format!("kernel BUG{topic}"),
@@ -118,6 +120,7 @@ pub(crate) fn topic(class: Class, anatomy: &Anatomy) -> String {
         Class::Trap => trap(head),
         Class::Warning | Class::Bug => machinery_bug(anatomy),
         Class::Lock => lock(head),
+        Class::ListCorruption if list_warned(anatomy) => "WARNING".to_owned(),
         Class::Atomic => atomic(head),
         Class::Panic | Class::Boot | Class::StackOverflow => panic(head, anatomy),
         Class::Unwinder => unwinder(head),
@@ -243,6 +246,12 @@ fn machinery_bug(anatomy: &Anatomy) -> String {
     topic.to_owned()
 }
 
+/// Whether a corrupted list was told by a warning, not by a `BUG()`.
+fn list_warned(anatomy: &Anatomy) -> bool {
+    let mut notes = std::iter::once(&anatomy.head).chain(&anatomy.notes);
+    notes.any(|note| Class::of_line(note) == Some(Class::Warning))
+}
+
 fn lock(head: &str) -> String {
     let inside = head.trim_matches(['[', ']', ' ']);
     let known = [
@@ -291,7 +300,10 @@ fn atomic(head: &str) -> String {
 }
 
 fn panic(head: &str, anatomy: &Anatomy) -> String {
-    if head.contains("stack guard page") || head.contains("ernel stack overflow") {
+    if head.contains("stack guard page") {
+        return "stack guard page was hit".to_owned();
+    }
+    if head.contains("ernel stack overflow") {
         return "stack overflow".to_owned();
     }
     if head.contains("Insufficient stack space") {

@@ -274,7 +274,13 @@ fn is_class(class: Class, titles: &[String]) -> bool {
             is(&["kernel panic", "BUG: stack guard", "kernel stack"])
         }
         Class::MachineCheck => is(&["kernel panic", "Machine", "mce", "HARDWARE"]),
-        _ => is(&["BUG: ", "VFS: ", "INFO: "]),
+        Class::Atomic
+        | Class::BadPage
+        | Class::Kernel
+        | Class::NetDevice
+        | Class::Slab
+        | Class::WorkqueueLockup => is(&["BUG: ", "VFS: ", "unregister_netdevice"]),
+        Class::Block | Class::Filesystem | Class::Hardware | Class::OutOfMemory => false,
     }
 }
 
