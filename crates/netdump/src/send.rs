@@ -27,6 +27,7 @@ use crate::way;
 pub use self::report::Report;
 pub use self::source::Origin;
 pub use self::synthetic::Synthetic;
+pub use self::train::Blaster;
 
 /// What `netdump send` was asked for.
 #[derive(Debug, Clone)]

@@ -29,6 +29,8 @@ pub struct Report {
     memory_bytes: u64,
     /// Bytes of UDP payload, resent ones included.
     wire_bytes: u64,
+    /// Bytes of UDP payload, each packet counted once.
+    fresh_bytes: u64,
     memory_mb_s: f64,
     wire_mb_s: f64,
     pages: Pages,
@@ -97,6 +99,7 @@ impl Report {
             seconds,
             memory_bytes,
             wire_bytes,
+            fresh_bytes: sum(|sent| sent.statistics.bytes),
             memory_mb_s: megabytes_per_second(memory_bytes, seconds),
             wire_mb_s: megabytes_per_second(wire_bytes, seconds),
             pages,

@@ -45,6 +45,13 @@ pub(super) struct Memory {
 }
 
 impl Synthetic {
+    /// Fills `pages` with the contents of the pages from `first` on.
+    pub fn fill(&self, first: u64, pages: &mut [[u8; PAGE_BYTES]]) {
+        let mut statuses = vec![PageStatus::OtherPass; pages.len()];
+        let templates = Arc::new(Templates::new(self.seed));
+        self.memory(0, &templates).read(first, pages, &mut statuses);
+    }
+
     pub(super) fn memory(&self, index: u32, templates: &Arc<Templates>) -> Memory {
         let low = LOW_PAGES.min(self.pages);
         let mut ram = vec![RamRange {

@@ -46,6 +46,38 @@ pub(super) struct Left {
     pub(super) calls: u64,
 }
 
+/// Sends equal datagrams, trains of them, as fast as it is called: the limit that a dump is
+/// measured against.
+pub struct Blaster {
+    socket: UdpSocket,
+    slots: Slots,
+    train: Train,
+}
+
+impl Blaster {
+    /// A blaster of datagrams of so many bytes, whose contents have no meaning.
+    pub fn new(address: SocketAddr, datagram_bytes: usize) -> io::Result<Self> {
+        let (socket, _) = open(address, None)?;
+        let count = u16::try_from(TRAIN_BYTES_MAX / datagram_bytes.max(1)).unwrap_or(1);
+        let each = datagram_bytes.min(TRAIN_BYTES_MAX);
+        Ok(Self {
+            socket,
+            slots: Slots::new(count.max(1), each),
+            train: Train::new(),
+        })
+    }
+
+    /// Sends one train and returns its bytes of UDP payload.
+    pub fn send(&mut self) -> io::Result<u64> {
+        let mut slot = 0;
+        while self.slots.buffer(slot).is_some() && self.train.has_room(self.slots.each) {
+            self.train.push(slot, self.slots.each);
+            slot += 1;
+        }
+        Ok(self.train.leave(&self.socket, &self.slots)?.bytes)
+    }
+}
+
 impl Slots {
     pub(super) fn new(count: u16, each: usize) -> Self {
         Self {
