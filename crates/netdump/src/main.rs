@@ -142,7 +142,7 @@ struct SendArgs {
     /// The server: HOST[:PORT].
     #[arg(long)]
     server: String,
-    /// The host's key file.
+    /// The host's key file, or a directory of several hosts', which the sessions take in turn.
     #[arg(long)]
     key: PathBuf,
     /// Send it so many times at once, each as a crash of its own.

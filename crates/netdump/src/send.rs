@@ -16,10 +16,11 @@ mod source;
 mod synthetic;
 mod train;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use crate::key::HostKey;
 use crate::way;
@@ -36,7 +37,7 @@ pub struct Request {
     pub origin: Origin,
     /// The server, `HOST[:PORT]`.
     pub server: String,
-    /// The host's key file.
+    /// The host's key file, or a directory of several hosts', which the sessions take in turn.
     pub key: PathBuf,
     /// Sessions at the same time, each with an arming id of its own.
     pub sessions: u32,
@@ -53,7 +54,20 @@ pub struct Request {
 /// Sends; returns when every session is over, however it ended: [`Report::failure`] says whether
 /// all of them were whole.
 pub fn send(request: &Request) -> Result<Report> {
-    let key = HostKey::load(&request.key)?;
+    let keys = keys(&request.key)?;
     let server = way::resolve(&request.server)?.remote;
-    fleet::run(request, &key, server)
+    fleet::run(request, &keys, server)
+}
+
+fn keys(path: &Path) -> Result<Vec<HostKey>> {
+    if !path.is_dir() {
+        return Ok(vec![HostKey::load(path)?]);
+    }
+    let entries = fs::read_dir(path)
+        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+        .with_context(|| format!("cannot read the key directory {}", path.display()))?;
+    let mut paths: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
+    paths.sort();
+    ensure!(!paths.is_empty(), "no key in {}", path.display());
+    paths.iter().map(|path| HostKey::load(path)).collect()
 }

@@ -99,6 +99,36 @@ enum Kmod {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// The two engines in memory, per core: sealing, compressing, and pages of all kinds.
+    Engine {
+        /// Print one JSON object a row instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// A dump over loopback against raw datagrams, `nc` and `ssh`.
+    Loopback {
+        /// Print one JSON object a row instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// 1 to 1000 sessions at once: rate, fairness, the server's memory.
+    Storm {
+        /// Print one JSON object a row instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Goodput over loss and round trip, as a share of what the link carries.
+    Loss {
+        /// Print one JSON object a row instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// A real guest's core file to a finished vmcore, against makedumpfile and ssh.
+    Native {
+        /// Print one JSON object a row instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// Goodput of a dump, as a ratio to the limit measured in the same guest.
     Dump {
         #[command(flatten)]
@@ -152,6 +182,21 @@ fn run(task: Task) -> Result<()> {
         Task::Bench {
             task: Bench::Dump { guest, json },
         } => bench::dump(&guest, json),
+        Task::Bench {
+            task: Bench::Engine { json },
+        } => bench::engine::run(json),
+        Task::Bench {
+            task: Bench::Loopback { json },
+        } => bench::loopback::run(json),
+        Task::Bench {
+            task: Bench::Storm { json },
+        } => bench::storm::run(json),
+        Task::Bench {
+            task: Bench::Loss { json },
+        } => bench::loss::run(json),
+        Task::Bench {
+            task: Bench::Native { json },
+        } => bench::native::run(json),
         Task::Kernels {
             task: Kernels::List,
         } => kernels::list(),

@@ -31,13 +31,21 @@ pub(crate) const MAKEDUMPFILE: &str = "/usr/bin/makedumpfile";
 /// # Errors
 /// This is not Debian with apt, or not root, and something is missing: the error lists it.
 pub(crate) fn ensure() -> Result<()> {
+    ensure_also(&[])
+}
+
+/// As [`ensure`], with the packages that one task needs besides.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_also(more: &[&'static str]) -> Result<()> {
     if !Path::new("/usr/bin/dpkg-query").exists() {
         bail!(
             "this is not Debian: use Debian 12, or install the likes of {}",
             TOOLS.join(" ")
         );
     }
-    let missing = missing(&installed()?);
+    let missing = missing(&installed()?, more);
     if missing.is_empty() {
         return Ok(());
     }
@@ -68,13 +76,14 @@ fn installed() -> Result<String> {
     command::capture(Command::new("dpkg-query").args(["--show", "--showformat", format]))
 }
 
-fn missing(installed: &str) -> Vec<&'static str> {
+fn missing(installed: &str, more: &[&'static str]) -> Vec<&'static str> {
     let is_there = |tool: &str| {
         installed
             .lines()
             .any(|line| line == format!("{tool} installed"))
     };
-    TOOLS.into_iter().filter(|tool| !is_there(tool)).collect()
+    let wanted = TOOLS.into_iter().chain(more.iter().copied());
+    wanted.filter(|tool| !is_there(tool)).collect()
 }
 
 #[cfg(test)]
@@ -95,6 +104,10 @@ mod tests {
                 format!("{tool} {status}\n")
             })
             .collect();
-        assert_eq!(missing(&all_but_two), ["gcc-12", "make"]);
+        assert_eq!(missing(&all_but_two, &[]), ["gcc-12", "make"]);
+        assert_eq!(
+            missing(&all_but_two, &["nc", "gcc"]),
+            ["gcc-12", "make", "nc"]
+        );
     }
 }

@@ -247,7 +247,7 @@ fn binaries() -> Result<Binaries> {
 
 /// Finds a program among cargo's messages, which know where cargo puts things whatever the
 /// configuration says.
-fn executable(messages: &str, name: &str) -> Result<PathBuf> {
+pub(crate) fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,

@@ -204,7 +204,8 @@ fn start() -> (Box<Client>, Slots) {
         local_port: 0,
         remote: none,
         remote_port: 0,
-        next_hop: [0; 6],
+        next_hop: none,
+        next_hop_mac: [0; 6],
         session: SESSION,
         keys: keys(),
     };

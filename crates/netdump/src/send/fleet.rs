@@ -21,12 +21,11 @@ use crate::key::HostKey;
 use crate::serve::socket::Batch;
 
 /// Runs all sessions of a request.
-pub(super) fn run(request: &Request, key: &HostKey, server: SocketAddr) -> Result<Report> {
+pub(super) fn run(request: &Request, keys: &[HostKey], server: SocketAddr) -> Result<Report> {
     let sessions = request.sessions.max(1);
     raise_file_limit(sessions)?;
     let opener = Opener::new(&request.origin);
     let plan = Plan {
-        key,
         server,
         mtu: request.mtu,
         give_up: Micros::from_millis(request.give_up.as_millis().try_into().unwrap_or(u64::MAX)),
@@ -47,7 +46,7 @@ pub(super) fn run(request: &Request, key: &HostKey, server: SocketAddr) -> Resul
                         .map(|rate| rate / u64::from(threads)),
                 );
                 let mine = (thread..sessions).step_by(threads as usize);
-                scope.spawn(move || crew(plan, opener, mine, pace, begin))
+                scope.spawn(move || crew(plan, keys, opener, mine, pace, begin))
             })
             .collect();
         if request.progress {
@@ -70,7 +69,8 @@ pub(super) fn run(request: &Request, key: &HostKey, server: SocketAddr) -> Resul
 
 /// Runs some of the sessions to their ends.
 fn crew(
-    plan: &Plan<'_>,
+    plan: &Plan,
+    keys: &[HostKey],
     opener: &Opener,
     mine: impl Iterator<Item = u32>,
     mut pace: Pace,
@@ -82,7 +82,8 @@ fn crew(
     };
     let mut live = Vec::new();
     for index in mine {
-        live.push(Session::start(plan, opener.open(index)?, clock())?);
+        let key = &keys[index as usize % keys.len()];
+        live.push(Session::start(plan, key, opener.open(index)?, clock())?);
     }
     let (mut batch, mut sent) = (Batch::new(), Vec::new());
     while !live.is_empty() {

@@ -24,8 +24,7 @@ use crate::key::{HostKey, fill_random};
 use crate::serve::socket::Batch;
 
 /// What sessions have in common.
-pub(super) struct Plan<'a> {
-    pub(super) key: &'a HostKey,
+pub(super) struct Plan {
     pub(super) server: SocketAddr,
     pub(super) mtu: Option<u16>,
     pub(super) give_up: Micros,
@@ -50,6 +49,7 @@ pub(super) struct Session {
     train: Train,
     socket: UdpSocket,
     source: Box<dyn Source>,
+    key: HostKey,
     name: SessionId,
     /// How often it was started over.
     attempt: u16,
@@ -78,13 +78,18 @@ pub(super) struct Sent {
 }
 
 impl Session {
-    pub(super) fn start(plan: &Plan<'_>, source: Box<dyn Source>, now: Instant) -> Result<Self> {
+    pub(super) fn start(
+        plan: &Plan,
+        key: &HostKey,
+        source: Box<dyn Source>,
+        now: Instant,
+    ) -> Result<Self> {
         let (socket, datagram_bytes) = train::open(plan.server, plan.mtu)
             .with_context(|| format!("cannot open a socket towards {}", plan.server))?;
         let mut arming = [0; 8];
         fill_random(&mut arming)?;
         let name = SessionId {
-            key: plan.key.id,
+            key: key.id,
             arming: ArmingId(u64::from_le_bytes(arming)),
         };
         let fit = u16::try_from(plan.pool_bytes / datagram_bytes).unwrap_or(u16::MAX);
@@ -96,6 +101,7 @@ impl Session {
             train: Train::new(),
             socket,
             source,
+            key: key.clone(),
             name,
             attempt: 0,
             wake_at: now,
@@ -109,9 +115,9 @@ impl Session {
     }
 
     /// Begins an attempt.
-    fn begin(&mut self, plan: &Plan<'_>, now: Instant, first: PacketNumber) {
+    fn begin(&mut self, plan: &Plan, now: Instant, first: PacketNumber) {
         let start = Start {
-            server: &server(plan, self.name),
+            server: &server(plan, &self.key, self.name),
             datagram_bytes: self.datagram_bytes,
             pool_slots: self.pool_slots,
             give_up: plan.give_up,
@@ -119,7 +125,7 @@ impl Session {
             attempt: self.attempt,
         };
         self.client
-            .start(now, &start, &hello(plan, self.source.machine()));
+            .start(now, &start, &hello(plan, &self.key, self.source.machine()));
         self.wake_at = now;
     }
 
@@ -136,7 +142,7 @@ impl Session {
     pub(super) fn turn(
         &mut self,
         clock: &impl Fn() -> Instant,
-        plan: &Plan<'_>,
+        plan: &Plan,
     ) -> Result<(u64, Option<Sent>)> {
         let progress = &plan.progress;
         loop {
@@ -282,7 +288,7 @@ fn is_of(machine: &Machine, first: Pfn, count: usize, pass: Pass) -> bool {
     }
 }
 
-fn server(plan: &Plan<'_>, session: SessionId) -> Server {
+fn server(plan: &Plan, key: &HostKey, session: SessionId) -> Server {
     // The engine takes names and keys from it; frames are made by the kernel.
     Server {
         local: Address::V4([0; 4]),
@@ -292,11 +298,11 @@ fn server(plan: &Plan<'_>, session: SessionId) -> Server {
         next_hop: Address::V4([0; 4]),
         next_hop_mac: [0; 6],
         session,
-        keys: plan.key.secret.session_keys(session),
+        keys: key.secret.session_keys(session),
     }
 }
 
-fn hello(plan: &Plan<'_>, machine: &Machine) -> Hello {
+fn hello(plan: &Plan, key: &HostKey, machine: &Machine) -> Hello {
     let mut hello = Hello::new_zeroed();
     let crashed = machine.cpus.iter().find(|cpu| cpu.crashed);
     let image = machine.kernel_image;
@@ -315,7 +321,7 @@ fn hello(plan: &Plan<'_>, machine: &Machine) -> Hello {
     hello.servers[usize::from(OUR_SERVER)] =
         ServerName::new(address(plan.server.ip()), plan.server.port());
     let host = if machine.node.is_empty() {
-        plan.key.host.as_str()
+        key.host.as_str()
     } else {
         &machine.node
     };
