@@ -20,8 +20,8 @@ const RTTS_MS: [f64; 4] = [0.2, 1.0, 10.0, 50.0];
 const MBIT_S: &str = "1000";
 const MTU: &str = "1500";
 const DATAGRAM_BYTES: &str = "1472";
-/// Far more than is sent in the time.
-const MEMORY: &str = "synthetic:64G,zero=0,text=0,random=100";
+/// More than is sent in the time, and not more than a disk has room for.
+const MEMORY: &str = "synthetic:8G,zero=0,text=0,random=100";
 const SETTLE: Duration = Duration::from_millis(1500);
 const MEASURE: Duration = Duration::from_secs(4);
 const BLAST_SECONDS: &str = "3";
