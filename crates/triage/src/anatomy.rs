@@ -309,7 +309,7 @@ impl Parser {
             "with a lock still held there!",
             "] takes:",
         ];
-        if self.waits_for_lock && !self.has_lock_line {
+        if self.waits_for_lock && !self.has_lock_line && !text.is_empty() {
             let place = text
                 .split_once(" at: ")
                 .map(|(_, place)| place)

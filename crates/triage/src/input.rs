@@ -80,7 +80,11 @@ impl Input {
         }
         let mut rest = text;
         while let Some((first, second)) = glued(rest).and_then(|at| rest.split_at_checked(at)) {
-            sink(Event::Line(Line::parse(first)));
+            let before = Line::parse(first);
+            // A level or a log head alone is the rest's own.
+            if !before.text.is_empty() {
+                sink(Event::Line(before));
+            }
             rest = second;
         }
         sink(Event::Line(Line::parse(rest)));

@@ -339,6 +339,11 @@ impl Draft {
             // A panic for a reason of its own is another report.
             return class == Class::Panic || class == self.class;
         }
+        // Two consoles in one file tell everything twice.
+        let is_echo = self.lines.last().is_some_and(|(_, last)| last == text);
+        if is_echo && near {
+            return true;
+        }
         // Symbolised logs repeat the first line for each inlined function.
         let repeats = self.class == class
             && self

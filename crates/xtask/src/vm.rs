@@ -182,7 +182,11 @@ fn prepare(guest: &Guest, variant: Variant) -> Result<Run> {
             .arg("--crash-reader")
             .arg(packages::crash_reader()?.join(" "));
         command.arg("--drgn").arg(packages::drgn()?);
-        if guest.filter.or(guest.arm_filter).is_some_and(|level| level > 0) {
+        if guest
+            .filter
+            .or(guest.arm_filter)
+            .is_some_and(|level| level > 0)
+        {
             command.arg("--makedumpfile").arg(tools::MAKEDUMPFILE);
         }
     }
