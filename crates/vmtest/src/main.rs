@@ -84,9 +84,10 @@ struct Options {
     /// Command that starts crash 8.0.6 or newer, with leading arguments
     #[arg(long)]
     crash_reader: Option<String>,
-    /// makedumpfile; with it, the readers and a filter level the filter is proved
+    /// Command that starts makedumpfile 1.7.6 or newer, with leading arguments; with it and the
+    /// readers the filter is proved
     #[arg(long)]
-    makedumpfile: Option<PathBuf>,
+    makedumpfile: Option<String>,
     /// Python interpreter that has drgn
     #[arg(long)]
     drgn: Option<PathBuf>,

@@ -70,8 +70,8 @@ pub struct Plan {
     pub keep_user: bool,
     /// The kernel with symbols, for the readers.
     pub vmlinux: Option<PathBuf>,
-    /// makedumpfile, to prove the filter.
-    pub makedumpfile: Option<PathBuf>,
+    /// The words that start makedumpfile, to prove the filter.
+    pub makedumpfile: Option<String>,
     /// A Python that has drgn.
     pub drgn: Option<PathBuf>,
     /// The words that start crash.

@@ -1,7 +1,9 @@
 //! A run's report as people read it: a row a fact.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 
+use crate::proof::{Choice, Proof};
 use crate::run::Report;
 
 /// Prints as rows of a name and a value; what a run did not get to has no row.
@@ -72,6 +74,26 @@ fn dump_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     row(f, "vmcore", &format!("{} bytes", report.vmcore_bytes))
 }
 
+fn proof_rows(f: &mut Formatter<'_>, proof: &Proof) -> fmt::Result {
+    for (class, choice) in &proof.classes {
+        let (sent, excluded) = (choice.sent, choice.excluded);
+        row(f, class, &format!("{sent} sent, {excluded} excluded"))?;
+    }
+    let counts = |counts: &BTreeMap<String, u64>| {
+        let of = |(class, count): (&String, &u64)| format!("{count} {class}");
+        counts.iter().map(of).collect::<Vec<_>>().join(", ")
+    };
+    let Choice { sent, excluded } = proof.agree;
+    row(
+        f,
+        "makedumpfile",
+        &format!("agrees on {sent} sent and {excluded} excluded"),
+    )?;
+    row(f, "only netdump", &counts(&proof.only_netdump))?;
+    row(f, "only it", &counts(&proof.only_makedumpfile))?;
+    row(f, "read alike", &counts(&proof.walked))
+}
+
 fn page_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     let (checked, different) = (report.pages_checked, report.pages_different);
     row(
@@ -93,6 +115,9 @@ fn page_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     if report.excluded_pages > 0 {
         let (excluded, level) = (report.excluded_pages, report.filter);
         row(f, "filter", &format!("level {level}, {excluded} excluded"))?;
+    }
+    if let Some(proof) = &report.proof {
+        proof_rows(f, proof)?;
     }
     row(f, "pattern", &format!("{} pages", report.pattern_pages))?;
     let tasks: Vec<String> = report

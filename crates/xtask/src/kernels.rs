@@ -54,6 +54,7 @@ pub(crate) fn fetch() -> Result<()> {
     }
     println!("{}", packages::rust_src()?.display());
     println!("{}", packages::crash_reader()?.join(" "));
+    println!("{}", packages::makedumpfile()?.join(" "));
     println!("{}", packages::drgn()?.display());
     Ok(())
 }

@@ -73,6 +73,8 @@ pub(crate) enum Role {
     RustSrc,
     /// The `crash` utility and the libraries it needs.
     CrashReader,
+    /// `makedumpfile`, whose choice of pages the filter is compared with, and its libraries.
+    Makedumpfile,
 }
 
 /// One pinned Python package.

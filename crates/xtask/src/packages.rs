@@ -112,13 +112,26 @@ pub(crate) fn rust_src() -> Result<PathBuf> {
 /// # Errors
 /// The packages are not cached and cannot be fetched.
 pub(crate) fn crash_reader() -> Result<Vec<String>> {
-    let root = ensure_set(Role::CrashReader, None, |_| Ok(()))?;
+    with_libraries(Role::CrashReader, "usr/bin/crash")
+}
+
+/// The command that runs `makedumpfile`, likewise: older ones do not know the page types of 6.12.
+///
+/// # Errors
+/// The packages are not cached and cannot be fetched.
+pub(crate) fn makedumpfile() -> Result<Vec<String>> {
+    with_libraries(Role::Makedumpfile, "usr/bin/makedumpfile")
+}
+
+/// The command that runs a program of a set with the set's own loader and libraries.
+fn with_libraries(role: Role, program: &str) -> Result<Vec<String>> {
+    let root = ensure_set(role, None, |_| Ok(()))?;
     let path = |inside: &str| root.join(inside).to_string_lossy().into_owned();
     Ok(vec![
         path("usr/lib64/ld-linux-x86-64.so.2"),
         "--library-path".into(),
         path("usr/lib/x86_64-linux-gnu"),
-        path("usr/bin/crash"),
+        path(program),
     ])
 }
 
@@ -184,7 +197,9 @@ fn ensure_set(
         bail!("role {role:?} has no packages")
     };
     let unpacked = cache::dir()?.join("unpacked");
-    let dir = unpacked.join(format!("{}_{}", first.name, first.version));
+    // No colon (epochs have one): it separates the directories of a library path.
+    let version = first.version.replace(':', "%3a");
+    let dir = unpacked.join(format!("{}_{version}", first.name));
     if is_sealed(&dir.join(SEAL), &set) {
         return Ok(dir);
     }

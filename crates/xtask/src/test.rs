@@ -95,8 +95,8 @@ fn steps(symbols: bool) -> Vec<Step> {
     steps
 }
 
-/// The fast lane: both kernels, two cards, two ways to crash, and a wire that loses.
-fn guests() -> [Guest; 3] {
+/// The fast lane: both kernels, two cards, two ways to crash, a wire that loses, and a filtered dump.
+fn guests() -> [Guest; 4] {
     let guest = |kernel: &str, nic: &str, crash: &str| Guest {
         kernel: kernel.into(),
         nic: nic.into(),
@@ -116,6 +116,11 @@ fn guests() -> [Guest; 3] {
             seed: Some(1),
             ..guest("6.1", "e1000e", "panic")
         },
+        Guest {
+            filter: Some(31),
+            fill: Some("mixed".into()),
+            ..guest("6.12", "virtio-net", "panic")
+        },
     ]
 }
 
@@ -123,7 +128,13 @@ fn guest_step(guest: Guest, symbols: bool) -> Step {
     let loss = guest
         .loss
         .map_or(String::new(), |percent| format!(" {percent}% loss"));
-    let name = format!("vm {} {} {}{loss}", guest.kernel, guest.nic, guest.crash);
+    let filter = guest
+        .filter
+        .map_or(String::new(), |level| format!(" level {level}"));
+    let name = format!(
+        "vm {} {} {}{loss}{filter}",
+        guest.kernel, guest.nic, guest.crash
+    );
     step(&name, move || {
         let guest = Guest {
             symbols: guest.symbols || symbols,

@@ -9,7 +9,7 @@ use crate::{command, output};
 
 /// What every task here needs: a C compiler, the pinned kernels' own (`gcc-12`), and what their
 /// build programs and this crate run.
-const TOOLS: [&str; 11] = [
+const TOOLS: [&str; 10] = [
     "binutils",
     "busybox-static",
     "ca-certificates",
@@ -18,13 +18,9 @@ const TOOLS: [&str; 11] = [
     "libc6-dev",
     "libelf-dev",
     "make",
-    "makedumpfile",
     "python3-venv",
     "qemu-system-x86",
 ];
-
-/// What the filter is compared with.
-pub(crate) const MAKEDUMPFILE: &str = "/usr/bin/makedumpfile";
 
 /// Installs what is missing of [`TOOLS`]; does nothing when all is there.
 ///

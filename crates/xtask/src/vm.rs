@@ -187,7 +187,9 @@ fn prepare(guest: &Guest, variant: Variant) -> Result<Run> {
             .or(guest.arm_filter)
             .is_some_and(|level| level > 0)
         {
-            command.arg("--makedumpfile").arg(tools::MAKEDUMPFILE);
+            command
+                .arg("--makedumpfile")
+                .arg(packages::makedumpfile()?.join(" "));
         }
     }
     Ok(Run { command, folder })

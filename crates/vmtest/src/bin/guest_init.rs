@@ -279,11 +279,14 @@ fn fill_mixed(seed: u64) -> Result<&'static [u8]> {
     mount_here("tmpfs", "/tmp")?;
     fs::write("/tmp/file", &content).context("cannot write to the tmpfs")?;
     words("disk", &mut content);
-    OpenOptions::new()
+    let mut disk = OpenOptions::new()
         .write(true)
         .open("/dev/ram0")
-        .and_then(|mut disk| disk.write_all(&content[..MIXED_BYTES / 2]))
+        .context("no disk in memory")?;
+    disk.write_all(&content[..MIXED_BYTES / 2])
         .context("cannot write to the disk in memory")?;
+    // Open to the end: the last one who closes a disk takes its page cache along.
+    Box::leak(Box::new(disk));
     Command::new("/bin/busybox")
         .args(["sleep", "1000000"])
         .spawn()
