@@ -1,15 +1,14 @@
 //! The seal: ChaCha20-Poly1305 as RFC 8439 composes it, and its extended-nonce variant.
 //!
-//! Composed here from the two primitives because the finished construction in `chacha20poly1305`
+//! Composed here from ChaCha20 and our own [`crate::poly1305`] because the finished construction in `chacha20poly1305`
 //! keeps a panic path (its keystream position is unwrapped), which the module must not link. A test
 //! holds both equal.
 
 use chacha20::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
 use chacha20::{ChaCha20, XChaCha20};
-use poly1305::universal_hash::{KeyInit, UniversalHash};
-use poly1305::{Block, Poly1305, Tag};
 
 use crate::keys::KEY_BYTES;
+use crate::poly1305::{BLOCK_BYTES, Poly1305};
 
 /// Bytes of the Poly1305 tag.
 pub const TAG_BYTES: usize = 16;
@@ -65,7 +64,7 @@ fn seal_with<C: StreamCipher + StreamCipherSeek>(
     let mac = mac(&mut cipher)?;
     cipher.try_seek(BODY_POSITION).ok()?;
     cipher.try_apply_keystream(body).ok()?;
-    Some(tag_over(mac, clear, body)?.into())
+    tag_over(mac, clear, body)
 }
 
 fn open_with<C: StreamCipher + StreamCipherSeek>(
@@ -91,18 +90,18 @@ fn open_with<C: StreamCipher + StreamCipherSeek>(
 fn mac<C: StreamCipher>(cipher: &mut C) -> Option<Poly1305> {
     let mut key = [0; 32];
     cipher.try_apply_keystream(&mut key).ok()?;
-    Some(Poly1305::new((&key).into()))
+    Some(Poly1305::new(&key))
 }
 
-fn tag_over(mut mac: Poly1305, clear: &[u8], body: &[u8]) -> Option<Tag> {
+fn tag_over(mut mac: Poly1305, clear: &[u8], body: &[u8]) -> Option<[u8; TAG_BYTES]> {
     mac.update_padded(clear);
     mac.update_padded(body);
     let clear = u64::try_from(clear.len()).ok()?.to_le_bytes();
     let body = u64::try_from(body.len()).ok()?.to_le_bytes();
-    let mut lengths = Block::default();
+    let mut lengths = [0; BLOCK_BYTES];
     for (to, from) in lengths.iter_mut().zip(clear.iter().chain(&body)) {
         *to = *from;
     }
-    mac.update(&[lengths]);
+    mac.block(&lengths);
     Some(mac.finalize())
 }

@@ -2,6 +2,7 @@
 
 mod arming;
 mod lz4;
+mod poly1305;
 mod records;
 mod wire;
 
