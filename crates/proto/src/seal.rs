@@ -1,8 +1,8 @@
 //! The seal: ChaCha20-Poly1305 as RFC 8439 composes it, and its extended-nonce variant.
 //!
-//! Composed here from ChaCha20 and our own [`crate::poly1305`] because the finished construction in `chacha20poly1305`
-//! keeps a panic path (its keystream position is unwrapped), which the module must not link. A test
-//! holds both equal.
+//! Composed here from ChaCha20 and our own [`crate::poly1305`] because the finished construction
+//! in `chacha20poly1305` keeps a panic path (its keystream position is unwrapped), which the module
+//! must not link. A test holds both equal.
 
 use chacha20::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
 use chacha20::{ChaCha20, XChaCha20};
