@@ -321,6 +321,15 @@ impl Parser {
         if starts.iter().any(|start| text.contains(start)) {
             self.waits_for_lock = true;
         }
+        // Nobody is on a stack when a lock is still held: the first lock is all there is.
+        if self.class == Class::Lock
+            && self.anatomy.lock.is_none()
+            && self.anatomy.head.contains(" held ")
+            && text.starts_with("#0: ")
+        {
+            let place = text.split_once(" at: ").map_or("", |(_, place)| place);
+            self.anatomy.lock = Frame::within(place);
+        }
     }
 
     fn notes(&mut self, text: &str) {
@@ -555,6 +564,10 @@ fn identity(anatomy: &mut Anatomy, rest: &str, marks: &[&str]) {
         return;
     };
     let task = rest.get(..at).unwrap_or("").trim();
+    let task = task
+        .strip_suffix("Kdump: loaded")
+        .unwrap_or(task)
+        .trim_end();
     anatomy.task = Some(task.to_owned());
     let after = rest.get(at + mark.len()..).unwrap_or("").trim();
     let words: Vec<&str> = after.split_whitespace().collect();

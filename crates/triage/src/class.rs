@@ -180,24 +180,26 @@ impl Class {
     /// The class that begins in the middle of `text`, after what another writer put before it.
     /// Only beginnings that nobody else writes count.
     pub(crate) fn within_line(text: &str) -> Option<(usize, Self)> {
-        const SURE: [&str; 5] = [
+        const SURE: [&str; 8] = [
             "BUG: KASAN: ",
             "BUG: unable to handle ",
             "BUG: soft lockup - CPU#",
-            "general protection fault: 0000 [#",
+            "INFO: rcu_",
             "Kernel panic - not syncing: ",
+            "Unable to handle kernel ",
+            "WARNING: CPU: ",
+            "general protection fault: 0000 [#",
         ];
         let bytes = text.as_bytes();
-        let mut at = 1;
-        while let Some(next) = memchr::memchr3(b'B', b'g', b'K', bytes.get(at..)?) {
-            at += next;
-            let rest = text.get(at..).unwrap_or("");
-            if SURE.iter().any(|sure| rest.starts_with(sure)) {
-                return Some((at, Self::of_line(rest)?));
-            }
-            at += 1;
-        }
-        None
+        let sure_at = |at: usize| {
+            let rest = text.get(at..)?;
+            SURE.iter().find(|sure| rest.starts_with(**sure))?;
+            Some((at, Self::of_line(rest)?))
+        };
+        let from = bytes.get(1..)?;
+        memchr::memchr3_iter(b'B', b'W', b'K', from)
+            .chain(memchr::memchr3_iter(b'I', b'U', b'g', from))
+            .find_map(|at| sure_at(at + 1))
     }
 }
 

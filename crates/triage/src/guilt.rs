@@ -11,8 +11,8 @@ use crate::anatomy::{Anatomy, Stack, StackKind};
 use crate::class::Class;
 use crate::frame::Frame;
 use crate::innocence::{
-    Reason, is_idle, is_interrupt_entry, reason, reason_when_locking, reason_when_stuck,
-    reason_when_waiting,
+    Reason, is_dispatcher, is_idle, is_interrupt_entry, reason, reason_when_locking,
+    reason_when_stuck, reason_when_waiting,
 };
 
 /// A frame and what was thought of it.
@@ -260,12 +260,10 @@ fn stalled_on(path: &[Frame]) -> Judgement {
 fn operation(path: &[Frame], why: &impl Fn(&Frame) -> Option<Reason>) -> Option<usize> {
     let mut callers = path.iter().skip(1);
     let dispatched = path.iter().position(|frame| {
-        callers.next().is_some_and(|caller| {
-            is_dispatcher(caller.function())
-                && !is_dispatcher(frame.function())
-                && !is_wrapper(frame.function())
-                && why(frame).is_none()
-        })
+        let is_called = callers
+            .next()
+            .is_some_and(|caller| dispatches(caller.function()));
+        is_called && !dispatches(frame.function()) && why(frame).is_none()
     });
     dispatched.or_else(|| {
         path.iter()
@@ -273,93 +271,11 @@ fn operation(path: &[Frame], why: &impl Fn(&Frame) -> Option<Reason>) -> Option<
     })
 }
 
-/// Functions that call an operation through a pointer on somebody's behalf.
-fn is_dispatcher(function: &str) -> bool {
-    const DISPATCHERS: [&str; 61] = [
-        // kernel/time/timer.c, kernel/softirq.c, kernel/workqueue.c, kernel/kthread.c
-        "call_timer_fn",
-        "expire_timers",
-        "__run_timers",
-        "run_timer_softirq",
-        "tasklet_action",
-        "tasklet_action_common",
-        "process_one_work",
-        "kthread",
-        // net/core/dev.c, net/core/rtnetlink.c, net/netfilter, net/socket.c
-        "__netif_receive_skb_core",
-        "__netif_receive_skb",
-        "__netif_receive_skb_one_core",
-        "netif_receive_skb_internal",
-        "__netif_receive_skb_list_core",
-        "napi_poll",
-        "__napi_poll",
-        "net_rx_action",
-        "rtnetlink_rcv_msg",
-        "nfnetlink_rcv_msg",
-        "sock_sendmsg",
-        "__sock_sendmsg",
-        "sock_sendmsg_nosec",
-        "sock_recvmsg",
-        "sock_write_iter",
-        "sock_read_iter",
-        "____sys_sendmsg",
-        "___sys_sendmsg",
-        "__sys_sendto",
-        "sock_close",
-        "__sock_release",
-        "sock_release",
-        "sock_ioctl",
-        "sock_do_ioctl",
-        "__sys_setsockopt",
-        "do_sock_setsockopt",
-        "__sys_connect",
-        "__sys_connect_file",
-        "__sys_accept4",
-        "__sys_bind",
-        // fs/ioctl.c, fs/read_write.c, fs/file_table.c, fs/namespace.c, fs/splice.c
-        "vfs_ioctl",
-        "do_vfs_ioctl",
-        "ksys_ioctl",
-        "sys_ioctl",
-        "__vfs_write",
-        "__vfs_read",
-        "vfs_write",
-        "vfs_read",
-        "new_sync_write",
-        "new_sync_read",
-        "call_write_iter",
-        "do_iter_readv_writev",
-        "do_iter_write",
-        "__fput",
-        "vfs_get_tree",
-        "legacy_get_tree",
-        "mount_fs",
-        "vfs_fsync_range",
-        "vfs_fallocate",
-        "call_mmap",
-        "do_fsync",
-        "do_splice_from",
-        "vfs_iter_write",
-    ];
-    DISPATCHERS.contains(&function)
+/// Whether `function` only calls an operation, through a pointer and on somebody's behalf.
+fn dispatches(function: &str) -> bool {
+    is_dispatcher(function)
         || function.ends_with("_compat_ioctl")
         || system_call(function).is_some_and(|name| name == "sys_ioctl")
-}
-
-/// Operations that only hand on to the operation of the layer below.
-fn is_wrapper(function: &str) -> bool {
-    const WRAPPERS: [&str; 9] = [
-        "inet_sendmsg",
-        "inet6_sendmsg",
-        "process_backlog",
-        "call_timer_fn",
-        "inet_release",
-        "inet6_release",
-        "sock_common_setsockopt",
-        "inet_stream_connect",
-        "inet_dgram_connect",
-    ];
-    WRAPPERS.contains(&function) || function.ends_with("_compat_ioctl")
 }
 
 /// `sys_read` of `__x64_sys_read`, `SyS_read` and every other spelling of a system call's entry.

@@ -145,6 +145,11 @@ pub(crate) fn is_interrupt_entry(function: &str) -> bool {
     is_in("interrupt", function)
 }
 
+/// Whether `function` only calls an operation on somebody's behalf.
+pub(crate) fn is_dispatcher(function: &str) -> bool {
+    is_in("dispatcher", function)
+}
+
 fn is_in(section: &str, function: &str) -> bool {
     LISTS.sections(function).any(|known| known == section)
 }
@@ -181,7 +186,8 @@ mod tests {
             if let Some(section) = line.strip_prefix('[') {
                 let section = section.trim_end_matches(']');
                 let known = Reason::of_section(section).is_some()
-                    || ["waiting", "idle", "interrupt", "stack-walk"].contains(&section);
+                    || ["waiting", "idle", "interrupt", "stack-walk", "dispatcher"]
+                        .contains(&section);
                 assert!(known, "{section}");
                 continue;
             }

@@ -63,7 +63,11 @@ pub(crate) fn of(
                 exact.push('|');
                 exact.push_str(frame.function());
             }
-            (exact, format!("{}|{name}", group(class, &topic)))
+            let family = match class {
+                Class::Panic => format!("text|{}", title::of(class, anatomy, None)),
+                _ => format!("{}|{name}", group(class, &topic)),
+            };
+            (exact, family)
         }
         None if title::identifies(class, anatomy) => {
             let text = title::of(class, anatomy, None);
@@ -97,12 +101,7 @@ fn group(class: Class, topic: &str) -> String {
         Class::Trap if is_abort(topic) => "bad-access",
         Class::RcuStall | Class::SoftLockup | Class::HardLockup => "stall",
         Class::HungTask => "hang",
-        Class::StackOverflow
-        | Class::Atomic
-        | Class::Lock
-        | Class::Trap
-        | Class::Kernel
-        | Class::Panic => {
+        Class::StackOverflow | Class::Atomic | Class::Lock | Class::Trap | Class::Kernel => {
             return format!("{class:?}|{topic}");
         }
         other => return format!("{other:?}"),

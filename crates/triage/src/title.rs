@@ -24,7 +24,8 @@ pub(crate) fn shown(frame: &Frame) -> String {
 
 pub(crate) fn of(class: Class, anatomy: &Anatomy, culprit: Option<&Frame>) -> String {
     let kind = kind(class, anatomy);
-    let Some(culprit) = culprit else {
+    // The message of a panic says more than who called it.
+    let Some(culprit) = culprit.filter(|_| class != Class::Panic) else {
         return kind;
     };
     let function = shown(culprit);

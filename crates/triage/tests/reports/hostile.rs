@@ -5,16 +5,21 @@ use triage::{Scanner, scan};
 use crate::logs;
 use crate::random::Random;
 
-/// Damaged logs a run.
+/// Damaged logs a run, unless `NETDUMP_FUZZ_ROUNDS` says otherwise; that number is part of the seed,
+/// so a longer run is also another one.
 const ROUNDS: u32 = 3000;
 /// Reports that a log can give at most.
 const REPORTS_MAX: usize = 64;
 
 #[test]
 fn damaged_logs_give_findings() {
-    let mut random = Random::new("damaged logs");
+    let rounds = std::env::var("NETDUMP_FUZZ_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(ROUNDS);
+    let mut random = Random::new(&format!("damaged logs {rounds}"));
     let all: Vec<&str> = logs().map(|(_, log)| log).collect();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let mut log = Vec::new();
         for _ in 0..=random.below(3) {
             log.extend_from_slice(pick(&mut random, &all).as_bytes());

@@ -91,6 +91,9 @@ mod tests {
             rbx.map(|(_, value)| value.as_str()),
             Some("ffff9a5b41a3c000")
         );
+        let loaded = logs().find(|(_, log)| log.contains("Kdump: loaded"));
+        let loaded = scan(loaded.map_or("", |(_, log)| log).as_bytes());
+        assert_eq!(crash(&loaded).task.as_deref(), Some("frobd"));
         let doubtful: Vec<&str> = report
             .trace()
             .iter()
