@@ -12,6 +12,9 @@ use crate::error::DumpError;
 /// Bytes gathered before they are written: enough that the cost of a system call does not show.
 const BUFFER_BYTES: usize = 1 << 20;
 
+/// Bytes read ahead.
+const AHEAD_BYTES: u64 = 256 << 10;
+
 /// Writes bytes to places in a file and gathers what is contiguous.
 #[derive(Debug)]
 pub(crate) struct RunWriter {
@@ -54,6 +57,42 @@ impl RunWriter {
             self.bytes.clear();
         }
         Ok(())
+    }
+}
+
+/// A part of a file that was read ahead, for readers that mostly go forwards.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// The `count` bytes at `offset`. When they lie shortly behind those of the last call, some
+    /// more are read with them; a jump reads no more than it needs.
+    pub(crate) fn get(
+        &mut self,
+        input: &Input,
+        what: &str,
+        offset: u64,
+        count: usize,
+    ) -> Result<&[u8], DumpError> {
+        input.check(what, offset, count as u64)?;
+        let end = self.start + self.bytes.len() as u64;
+        if offset < self.start || offset + count as u64 > end {
+            let forwards = (self.start..=end + AHEAD_BYTES).contains(&offset);
+            let ahead = if forwards { AHEAD_BYTES } else { 0 };
+            let more = ahead.max(count as u64).min(input.len() - offset);
+            self.bytes.resize(usize::try_from(more).unwrap_or(count), 0);
+            self.start = offset;
+            if let Err(error) = input.fill(what, offset, &mut self.bytes) {
+                self.bytes.clear();
+                return Err(error);
+            }
+        }
+        let from = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
+        let bytes = self.bytes.get(from..).and_then(|rest| rest.get(..count));
+        Ok(bytes.unwrap_or_default())
     }
 }
 

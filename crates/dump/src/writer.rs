@@ -51,7 +51,8 @@ impl Summary {
     }
 }
 
-/// Writes one vmcore. Memory: two bits for each page of RAM and a few buffers of 1 MiB.
+/// Writes one vmcore, compressing on up to eight CPUs. Memory: two bits for each page of RAM, a few
+/// buffers of 1 MiB, and one for each CPU.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,

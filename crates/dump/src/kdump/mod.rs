@@ -9,6 +9,7 @@
 //! ```
 
 mod layout;
+mod pack;
 mod read;
 mod write;
 

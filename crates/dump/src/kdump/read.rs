@@ -8,7 +8,7 @@ use super::layout::{
     STATUS_INCOMPLETE, SubHeader, bitmap_blocks,
 };
 use crate::error::DumpError;
-use crate::file::Input;
+use crate::file::{Input, Window};
 use crate::machine::Machine;
 use crate::notes::{self, PageFacts, Parsed, field_name};
 use crate::page::{PAGE_SIZE, PFN_LIMIT, Pfn, RamRange};
@@ -25,7 +25,8 @@ pub(crate) struct KdumpReader {
     ranks: Vec<u64>,
     descriptors_at: u64,
     codecs: Codecs,
-    packed: Box<[u8; PAGE_SIZE]>,
+    descriptors: Window,
+    data: Window,
 }
 
 /// What pages are unpacked with.
@@ -84,7 +85,8 @@ impl KdumpReader {
                     zstd: zstd::bulk::Decompressor::new()
                         .map_err(DumpError::io("making a decompressor", input.path()))?,
                 },
-                packed: Box::new([0; PAGE_SIZE]),
+                descriptors: Window::default(),
+                data: Window::default(),
             },
         })
     }
@@ -101,14 +103,20 @@ impl KdumpReader {
         };
         // The rank is below 2^36, so this cannot wrap.
         let place = self.descriptors_at + rank * DESCRIPTOR;
-        let descriptor: Descriptor = input.record("a page descriptor", place)?;
+        let bytes =
+            self.descriptors
+                .get(input, "a page descriptor", place, size_of::<Descriptor>())?;
+        // The window has as many bytes as were asked for, so this cannot fail.
+        let Ok(descriptor) = Descriptor::read_from_bytes(bytes) else {
+            return Ok(false);
+        };
         if descriptor.offset.get() == 0 {
             // makedumpfile's mark for pages lost when the disk was full.
             return Ok(false);
         }
         let bytes = packed_bytes(&descriptor).map_err(|what| damaged(input, place, pfn, what))?;
-        let packed = self.packed.get_mut(..bytes).unwrap_or_default();
-        input.fill("page data", descriptor.offset.get(), packed)?;
+        let offset = descriptor.offset.get();
+        let packed = self.data.get(input, "page data", offset, bytes)?;
         self.codecs
             .unpack(input, descriptor.flags.get(), packed, page)
             .map_err(|why| why.at(input, place, pfn))?;

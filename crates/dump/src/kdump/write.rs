@@ -4,18 +4,17 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::{fmt, io};
 
-use flate2::{Compress, FlushCompress, Status};
 use zerocopy::{
     FromZeros, IntoBytes,
     little_endian::{I32, U32, U64},
 };
 
 use super::layout::{
-    BLOCK, DESCRIPTOR, Descriptor, FLAG_ZLIB, FLAG_ZSTD, Header, SIGNATURE, STATUS_INCOMPLETE,
-    SubHeader, VERSION, bitmap_blocks,
+    BLOCK, DESCRIPTOR, Descriptor, Header, SIGNATURE, STATUS_INCOMPLETE, SubHeader, VERSION,
+    bitmap_blocks,
 };
+use super::pack::{Batch, Entry, Packers};
 use crate::error::DumpError;
 use crate::file::RunWriter;
 use crate::machine::Machine;
@@ -62,7 +61,7 @@ impl Default for Compression {
 pub(crate) struct KdumpWriter {
     file: Arc<File>,
     path: PathBuf,
-    compressor: Compressor,
+    packers: Packers,
     descriptors: RunWriter,
     descriptors_at: u64,
     data: RunWriter,
@@ -70,7 +69,6 @@ pub(crate) struct KdumpWriter {
     data_end: u64,
     /// The page all zero pages share.
     zeros: Option<Descriptor>,
-    packed: Box<[u8; PAGE_SIZE]>,
 }
 
 impl KdumpWriter {
@@ -80,44 +78,70 @@ impl KdumpWriter {
         ram: &RamMap,
         compression: Compression,
     ) -> Result<Self, DumpError> {
-        let compressor =
-            Compressor::new(compression).map_err(DumpError::io("making a compressor", path))?;
+        let packers =
+            Packers::new(compression).map_err(DumpError::io("starting to compress", path))?;
         let descriptors_at = (2 + 2 * bitmap_blocks(ram.end())) * BLOCK;
         let descriptors_end = descriptors_at + ram.pages() as u64 * DESCRIPTOR;
         Ok(Self {
             file: Arc::clone(file),
             path: path.to_owned(),
-            compressor,
+            packers,
             descriptors: RunWriter::new(file, path, "writing page descriptors"),
             descriptors_at,
             data: RunWriter::new(file, path, "writing page data"),
             data_end: descriptors_end.next_multiple_of(BLOCK),
             zeros: None,
-            packed: Box::new([0; PAGE_SIZE]),
         })
     }
 
     pub(crate) fn page(&mut self, index: usize, bytes: &[u8; PAGE_SIZE]) -> Result<(), DumpError> {
-        let descriptor = self.store(bytes)?;
-        self.describe(index, descriptor)
+        self.packers.add_data(index, bytes);
+        self.go_on()
     }
 
     pub(crate) fn zero_page(&mut self, index: usize) -> Result<(), DumpError> {
-        let descriptor = match self.zeros {
-            Some(descriptor) => descriptor,
-            None => self.store(&[0; PAGE_SIZE])?,
-        };
-        self.zeros = Some(descriptor);
-        self.describe(index, descriptor)
+        self.packers.add_zero(index);
+        self.go_on()
+    }
+
+    fn go_on(&mut self) -> Result<(), DumpError> {
+        let packed = self.packers.next();
+        match packed.map_err(DumpError::io("compressing", &self.path))? {
+            Some(batch) => self.store(&batch),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a batch behind what is there.
+    fn store(&mut self, batch: &Batch) -> Result<(), DumpError> {
+        let mut rest = batch.data.as_slice();
+        for entry in &batch.entries {
+            match *entry {
+                Entry::Zero { index } => {
+                    let descriptor = match self.zeros {
+                        Some(descriptor) => descriptor,
+                        None => self.put(&[0; PAGE_SIZE], 0)?,
+                    };
+                    self.zeros = Some(descriptor);
+                    self.describe(index, descriptor)?;
+                }
+                Entry::Data {
+                    index,
+                    bytes,
+                    flags,
+                } => {
+                    let (data, behind) = rest.split_at_checked(bytes).unwrap_or((rest, &[]));
+                    rest = behind;
+                    let descriptor = self.put(data, flags)?;
+                    self.describe(index, descriptor)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Puts a page's data behind what is there.
-    fn store(&mut self, bytes: &[u8; PAGE_SIZE]) -> Result<Descriptor, DumpError> {
-        let packed = self.compressor.pack(bytes, &mut self.packed);
-        let (data, flags) = match packed.and_then(|count| self.packed.get(..count)) {
-            Some(packed) if packed.len() < PAGE_SIZE => (packed, self.compressor.flag()),
-            _ => (bytes.as_slice(), 0),
-        };
+    fn put(&mut self, data: &[u8], flags: u32) -> Result<Descriptor, DumpError> {
         let offset = self.data_end;
         self.data.put(offset, data)?;
         self.data_end += data.len() as u64;
@@ -144,6 +168,13 @@ impl KdumpWriter {
         stored: &PageSet,
         facts: &PageFacts,
     ) -> Result<u64, DumpError> {
+        while let Some(batch) = self
+            .packers
+            .last()
+            .map_err(DumpError::io("compressing", &self.path))?
+        {
+            self.store(&batch)?;
+        }
         self.descriptors.flush()?;
         self.data.flush()?;
         self.close_gaps(ram, stored)?;
@@ -159,7 +190,7 @@ impl KdumpWriter {
             BLOCK,
             "writing the sub-header",
         )?;
-        let header = header(machine, ram, facts, self.compressor.flag());
+        let header = header(machine, ram, facts, self.packers.flag());
         self.write(header.as_bytes(), 0, "writing the header")?;
         self.file
             .sync_all()
@@ -313,56 +344,4 @@ fn sub_header(machine: &Machine, ram: &RamMap, notes: &Notes, notes_at: u64) -> 
 /// The header's counters have 32 bits; the sub-header has what must be exact.
 fn low_half(count: u64) -> U32 {
     U32::new(u32::try_from(count & u64::from(u32::MAX)).unwrap_or(u32::MAX))
-}
-
-enum Compressor {
-    None,
-    Zlib(Compress),
-    Zstd(zstd::bulk::Compressor<'static>),
-}
-
-impl fmt::Debug for Compressor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Compressor(flag {:#x})", self.flag())
-    }
-}
-
-impl Compressor {
-    fn new(compression: Compression) -> io::Result<Self> {
-        Ok(match compression {
-            Compression::None => Self::None,
-            Compression::Zlib { level } => {
-                Self::Zlib(Compress::new(flate2::Compression::new(level.min(9)), true))
-            }
-            Compression::Zstd { level } => {
-                let mut zstd = zstd::bulk::Compressor::new(level)?;
-                zstd.include_checksum(false)?;
-                Self::Zstd(zstd)
-            }
-        })
-    }
-
-    const fn flag(&self) -> u32 {
-        match self {
-            Self::None => 0,
-            Self::Zlib(_) => FLAG_ZLIB,
-            Self::Zstd(_) => FLAG_ZSTD,
-        }
-    }
-
-    /// Compresses a page into `packed` and returns the length, or `None` when it does not fit: then
-    /// the page would not have shrunk.
-    fn pack(&mut self, page: &[u8; PAGE_SIZE], packed: &mut [u8; PAGE_SIZE]) -> Option<usize> {
-        match self {
-            Self::None => None,
-            Self::Zlib(zlib) => {
-                zlib.reset();
-                match zlib.compress(page, packed, FlushCompress::Finish) {
-                    Ok(Status::StreamEnd) => usize::try_from(zlib.total_out()).ok(),
-                    Ok(Status::Ok | Status::BufError) | Err(_) => None,
-                }
-            }
-            Self::Zstd(zstd) => zstd.compress_to_buffer(page, packed.as_mut_slice()).ok(),
-        }
-    }
 }
