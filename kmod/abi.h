@@ -154,7 +154,7 @@ enum nd_step_kind {
 	ND_STEP_WRITTEN,
 	ND_STEP_STATE,
 	/* Read those of `b` pages from pfn `a` on that belong to pass `slot`, an nd_pass, and are not excluded by `filter`,
-	 * then nd_core_pages().
+	 * then nd_core_pages(); or nd_core_run(), if they and pages after them are all alike.
 	 */
 	ND_STEP_PAGES,
 	/* Poll the device until something is received or until time `a`. */
@@ -191,6 +191,7 @@ void nd_core_disarm(void);
 void nd_core_filled(u64 now, size_t bytes);
 void nd_core_frame(u64 now, u8 *frame, size_t bytes);
 void nd_core_pages(u64 now, const u8 *pages, size_t count);
+void nd_core_run(u64 now, u64 pages, u8 status);
 u8 *nd_core_scratch(void);
 void nd_core_start(u64 now, const struct nd_crash *crash);
 void nd_core_state_faulted(void);

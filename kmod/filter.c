@@ -24,6 +24,9 @@
 /* The largest compound page: 1 GiB of hugetlb. */
 #define ND_COMPOUND_PAGES_MAX	(1UL << (PUD_SHIFT - PAGE_SHIFT))
 
+/* Free pages that are told at once: 1 GiB. */
+#define ND_FREE_PAGES_MAX	(1UL << 18)
+
 /* Pages of one piece of memory that the kept pages are looked up for at a time: 2 GiB, one bit a page. */
 #define ND_KEPT_PAGES		(1UL << 19)
 
@@ -188,14 +191,26 @@ static u32 nd_kinds(struct page *head)
 /* ---- What the rest of the module calls ---- */
 
 /*
- * Before the pages from `first` on are asked for one by one. True: all of them are free and left out, and nothing else
- * of them need be looked at, which is what makes a host's free memory cost next to nothing.
+ * Before the pages from `first` on are asked for one by one: how many of them are free and left out. Only one page of
+ * a free block is looked at, which is what makes a host's free memory cost next to nothing.
  */
-bool nd_filter_begin(struct nd_filter *filter, u64 first, u64 count)
+u64 nd_filter_begin(struct nd_filter *filter, u64 first)
 {
+	u64 end, next = first;
+
 	if (filter->level & ND_FILTER_FREE)
-		filter->free_end = nd_free_end(first);
-	return filter->free_end >= first + count;
+		next = nd_free_end(first);
+	do {
+		struct page *page = NULL;
+
+		end = next;
+		if (end > first && end - first < ND_FREE_PAGES_MAX)
+			page = pfn_to_online_page(end);
+		if (page)
+			next = nd_free_block_end(page, end);
+	} while (next > end);
+	filter->free_end = end;
+	return end - first;
 }
 
 /* Whether page `pfn`, which is RAM, is left out. Pages are asked for in ascending order. */

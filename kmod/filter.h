@@ -18,7 +18,7 @@
 /* What has been found out about the pages before; ND_FILTER_START() for pages that do not follow them. */
 struct nd_filter {
 	u32 level;
-	/* First page behind the block of free pages that was met last. */
+	/* First page behind the free pages that were met last. */
 	u64 free_end;
 	/* The page that was decided last, or the first of the compound page that it belongs to. */
 	struct page *head;
@@ -27,7 +27,7 @@ struct nd_filter {
 
 #define ND_FILTER_START(level_)	((struct nd_filter){ .level = (level_) })
 
-bool nd_filter_begin(struct nd_filter *filter, u64 first, u64 count);
+u64 nd_filter_begin(struct nd_filter *filter, u64 first);
 bool nd_filter_excludes(struct nd_filter *filter, struct page *page, u64 pfn);
 
 /* From now on the user memory of the calling task is kept whatever the level says. */

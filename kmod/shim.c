@@ -612,17 +612,30 @@ static enum nd_page nd_read_page(u8 *to, u64 pfn, enum nd_pass pass, struct nd_f
 	return nd_copy_page(to, pfn_to_kaddr(pfn)) ? ND_PAGE_READ : ND_PAGE_UNREADABLE;
 }
 
+/* Pages from `pfn` on that lie in the kernel's image like it, or outside. */
+static u64 nd_pages_beside(u64 pfn)
+{
+	if (pfn < nd.image.first)
+		return nd.image.first - pfn;
+	if (pfn < nd.image.first + nd.image.pages)
+		return nd.image.first + nd.image.pages - pfn;
+	return U64_MAX;
+}
+
 static size_t nd_read_pages(u8 *to, u64 first, u64 count, enum nd_pass pass, u32 level)
 {
 	struct nd_filter filter = ND_FILTER_START(level);
-	bool all_free = nd_filter_begin(&filter, first, count);
-	u64 i;
+	u64 free, i;
 
+	nd.run = 0;
+	free = min(nd_filter_begin(&filter, first), nd_pages_beside(first));
+	if (free >= count) {
+		nd.run = free;
+		nd.pages[0] = nd_is_meant(first, false, pass) ? ND_PAGE_EXCLUDED : ND_PAGE_OTHER_PASS;
+		return 0;
+	}
 	for (i = 0; i < count && i < ND_BLOCK_PAGES; i++)
-		if (all_free)
-			nd.pages[i] = nd_is_meant(first + i, false, pass) ? ND_PAGE_EXCLUDED : ND_PAGE_OTHER_PASS;
-		else
-			nd.pages[i] = nd_read_page(to + i * PAGE_SIZE, first + i, pass, &filter);
+		nd.pages[i] = nd_read_page(to + i * PAGE_SIZE, first + i, pass, &filter);
 	return i;
 }
 
@@ -821,7 +834,9 @@ static size_t nd_read_state(u8 *to, bool from_start)
 static void nd_answer(size_t amount)
 {
 	nd.place = ND_PLACE_CORE;
-	if (nd.step.kind == ND_STEP_PAGES)
+	if (nd.step.kind == ND_STEP_PAGES && nd.run)
+		nd_core_run(nd_now(), nd.run, nd.pages[0]);
+	else if (nd.step.kind == ND_STEP_PAGES)
 		nd_core_pages(nd_now(), nd.pages, amount);
 	else
 		nd_core_filled(nd_now(), amount);

@@ -136,7 +136,9 @@ struct nd_shim {
 	} tasks;
 	struct kmsg_dump_iter text;
 	u8 frame[ND_RECEIVE_BYTES];
+	/* What became of the pages that were asked for; if `run` is not 0, of that many, which are all like the first. */
 	u8 pages[ND_BLOCK_PAGES];
+	u64 run;
 };
 
 /* One memory region of the module: 6.1 has one layout, ac3b43283923 ("module: replace module_layout with

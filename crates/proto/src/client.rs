@@ -50,6 +50,10 @@ pub enum Input<'a> {
     /// The pages that [`Want::Pages`] asked for are in the scratch buffer,
     /// [`crate::units::PAGE_BYTES`] each; one status a page, in order.
     Pages(&'a [PageStatus]),
+    /// Instead of `Pages`: all that [`Want::Pages`] asked for, and what follows up to so many pages
+    /// from the first, have one status and no contents. The engine takes of it what lies in the
+    /// same range of the memory map, so that free memory of a large host is told at once.
+    Run(u64, PageStatus),
 }
 
 /// What became of one page that was asked for.
@@ -266,6 +270,7 @@ impl Client {
             Input::Datagram(datagram) => return self.datagram(now, datagram),
             Input::Filled(bytes) => self.composer.filled(bytes),
             Input::Pages(statuses) => self.composer.pages(statuses),
+            Input::Run(pages, status) => self.composer.pages_alike(pages, status),
         }
         Ok(())
     }

@@ -301,6 +301,11 @@ impl Driver {
         self.input(now, Input::Pages(statuses));
     }
 
+    /// So many pages from the first one that was asked for have this status and no contents.
+    pub fn run(&mut self, now: Instant, pages: u64, status: PageStatus) {
+        self.input(now, Input::Run(pages, status));
+    }
+
     /// The kernel faulted while it wrote the State text.
     pub fn state_faulted(&mut self) {
         self.client.state_faulted();

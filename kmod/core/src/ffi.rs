@@ -248,16 +248,27 @@ unsafe extern "C" fn nd_core_pages(now: u64, pages: *const u8, count: usize) {
     let pages = unsafe { slice::from_raw_parts(pages, count) };
     let mut statuses = [PageStatus::Unreadable; BLOCK_PAGES];
     for (status, &page) in statuses.iter_mut().zip(pages) {
-        *status = match page {
-            PAGE_READ => PageStatus::Read,
-            PAGE_OTHER_PASS => PageStatus::OtherPass,
-            PAGE_EXCLUDED => PageStatus::Excluded,
-            _ => PageStatus::Unreadable,
-        };
+        *status = page_status(page);
     }
     let count = count.min(BLOCK_PAGES);
     if let Some(statuses) = statuses.get(..count) {
         driver().pages(Instant::from_micros(now), statuses);
+    }
+}
+
+/// See [`Driver::run`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_run(now: u64, pages: u64, page: u8) {
+    driver().run(Instant::from_micros(now), pages, page_status(page));
+}
+
+/// `enum nd_page`.
+const fn page_status(page: u8) -> PageStatus {
+    match page {
+        PAGE_READ => PageStatus::Read,
+        PAGE_OTHER_PASS => PageStatus::OtherPass,
+        PAGE_EXCLUDED => PageStatus::Excluded,
+        _ => PageStatus::Unreadable,
     }
 }
 

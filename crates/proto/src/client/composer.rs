@@ -276,6 +276,30 @@ impl Composer {
         self.batch.count = core::mem::take(&mut self.batch.asked);
     }
 
+    /// So many pages from the first one that was asked for have this status and no contents.
+    pub(super) fn pages_alike(&mut self, pages: u64, status: PageStatus) {
+        let (first, asked) = (self.batch.first, widen(self.batch.asked));
+        self.batch = NO_BATCH;
+        if asked == 0 {
+            return;
+        }
+        let pulled = self.pulls.under_way();
+        let mut beyond = 0;
+        if let (Stage::Pages(walk), false) = (&mut self.stage, pulled) {
+            beyond = walk.skip(&self.ram, first.plus(pages));
+        }
+        let why = match status {
+            PageStatus::OtherPass => return,
+            PageStatus::Excluded => Kind::Excluded,
+            PageStatus::Read | PageStatus::Unreadable => Kind::Unreadable,
+        };
+        self.add_run(Run {
+            first,
+            pages: asked.saturating_add(beyond),
+            why,
+        });
+    }
+
     /// The kernel faulted while it wrote the State text.
     pub(super) fn state_faulted(&mut self) {
         if matches!(self.stage, Stage::State { .. }) {
@@ -589,4 +613,80 @@ const fn tally<'a>(pulls: &'a mut Pulls, walk: &'a mut Tally) -> &'a mut Tally {
 /// A small count as a 64-bit one.
 fn widen(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "a test that overflows fails"
+)]
+mod tests {
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::record::{RamRange, Record, decode};
+
+    /// Composes all of two ranges of which every page is excluded, answering each question for
+    /// `pages` pages. Gives the runs, the excluded pages of Totals, and the questions for pages.
+    fn compose(pages: u64) -> (Vec<Run>, u64, u32) {
+        let ranges = [(0x10, 0x85), (0x100, 0x10)].map(|(first, pages): (u64, u64)| RamRange {
+            first: first.into(),
+            pages: pages.into(),
+        });
+        let mut composer = Composer::new();
+        composer.start(&zerocopy::FromZeros::new_zeroed());
+        let (mut stream, mut questions) = (Vec::new(), 0);
+        while !composer.done() {
+            let want = match composer.next(Verdict::Full { filter: 31 }, true) {
+                Next::Bytes(bytes) => {
+                    stream.extend_from_slice(bytes);
+                    let taken = bytes.len();
+                    composer.consume(taken);
+                    continue;
+                }
+                Next::Read(want) => want,
+                Next::Blocked => panic!("nothing holds it up"),
+            };
+            if let Want::Pages { pass, .. } = want {
+                questions += 1;
+                let other = (pass == Pass::Precious).then_some(PageStatus::OtherPass);
+                composer.pages_alike(pages, other.unwrap_or(PageStatus::Excluded));
+                continue;
+            }
+            let map = ranges.as_bytes();
+            let bytes = if want == Want::MemoryMap {
+                map.len()
+            } else {
+                0
+            };
+            composer.scratch()[..bytes].copy_from_slice(&map[..bytes]);
+            composer.filled(bytes);
+        }
+        let (mut runs, mut excluded, mut rest) = (vec![], 0, stream.as_slice());
+        while let Ok(Some(decoded)) = decode(rest) {
+            if let Record::Run(run) = decoded.record {
+                runs.push(run);
+            } else if let Record::Totals(totals) = decoded.record {
+                excluded = totals.excluded.get();
+            }
+            rest = &rest[decoded.bytes..];
+        }
+        assert!(rest.is_empty(), "{} bytes are no record", rest.len());
+        (runs, excluded, questions)
+    }
+
+    #[test]
+    fn a_run_is_told_at_once_and_ends_with_its_range() {
+        let run = |first, pages| Run {
+            first: Pfn(first),
+            pages,
+            why: Kind::Excluded,
+        };
+        let runs = vec![run(0x10, 0x85), run(0x100, 0x10)];
+        assert_eq!(compose(u64::MAX), (runs.clone(), 0x95, 4));
+        // Less than was asked for is taken for all of it; an odd end cuts the next block short.
+        assert_eq!(compose(0), (runs.clone(), 0x95, 20));
+        assert_eq!(compose(0x21), (runs, 0x95, 12));
+    }
 }

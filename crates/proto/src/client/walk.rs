@@ -102,6 +102,17 @@ impl Walk {
     }
 }
 
+impl Walk {
+    /// Leaves out what lies before `to` in the range under way, and says how many pages that are.
+    pub(super) fn skip(&mut self, ram: &RamMap, to: Pfn) -> u64 {
+        let range = ram.ranges.get(..ram.used).and_then(|r| r.get(self.range));
+        let end = range.map_or(0, |range| bounds(*range).1);
+        let from = self.at;
+        self.at = from.max(to.0.min(end));
+        self.at.saturating_sub(from)
+    }
+}
+
 fn bounds(range: RamRange) -> (u64, u64) {
     let first = range.first.get();
     (first, first.saturating_add(range.pages.get()))
