@@ -61,6 +61,9 @@ enum Command {
         /// Print one JSON object a file.
         #[arg(long)]
         json: bool,
+        /// Say what each signature is made of and which functions were passed over.
+        #[arg(long, conflicts_with = "json")]
+        explain: bool,
     },
 }
 
@@ -211,7 +214,18 @@ fn run(command: Command) -> Result<()> {
         Command::Disarm => arm::disarm(),
         Command::Send(args) => run_send(args),
         Command::Serve(args) => run_server(args),
-        Command::Triage { files, json } => triage::run(&files, json),
+        Command::Triage {
+            files,
+            json,
+            explain,
+        } => {
+            let form = match (json, explain) {
+                (true, _) => triage::Form::Json,
+                (false, true) => triage::Form::Explained,
+                (false, false) => triage::Form::Page,
+            };
+            triage::run(&files, form)
+        }
     }
 }
 

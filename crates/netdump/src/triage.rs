@@ -15,11 +15,22 @@ use serde::Serialize;
 /// Bytes that are read at a time.
 const PIECE: usize = 256 * 1024;
 
-/// Tells each of `files` (`-` is stdin): a page for people, or with `json` one object a line.
+/// How a file is told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Form {
+    /// One page for people.
+    Page,
+    /// The page and what the signature is made of.
+    Explained,
+    /// One JSON object a line, for machines.
+    Json,
+}
+
+/// Tells each of `files` (`-` is stdin).
 ///
 /// # Errors
 /// A file could not be read or is no log; the others were told all the same.
-pub fn run(files: &[PathBuf], json: bool) -> Result<()> {
+pub fn run(files: &[PathBuf], form: Form) -> Result<()> {
     let mut failed = 0;
     for file in files {
         let name = file.display().to_string();
@@ -30,10 +41,10 @@ pub fn run(files: &[PathBuf], json: bool) -> Result<()> {
                 Told::failed(name, &format!("{error:#}"))
             }
         };
-        let text = if json {
-            serde_json::to_string(&told).context("cannot write JSON")?
-        } else {
-            told.to_string()
+        let text = match form {
+            Form::Json => serde_json::to_string(&told).context("cannot write JSON")?,
+            Form::Page => told.to_string(),
+            Form::Explained => format!("{told}{}", told.explanation()),
         };
         if let Err(error) = writeln!(stdout(), "{text}") {
             // Who reads has seen enough, as `head` does.
@@ -130,6 +141,14 @@ impl Told {
             reports_dropped: findings.reports_dropped,
             error: None,
         }
+    }
+
+    fn explanation(&self) -> String {
+        let crash = self
+            .reports
+            .iter()
+            .find(|report| report.role == Role::Cause);
+        crash.map(Report::explanation).unwrap_or_default()
     }
 
     fn failed(file: String, error: &str) -> Self {

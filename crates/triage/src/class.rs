@@ -416,7 +416,8 @@ fn oops(text: &str) -> Option<Class> {
         .iter()
         .find(|(beginning, _)| text.starts_with(beginning))
         .map(|(_, class)| *class)?;
-    (class == Class::OutOfMemory || text.contains("[#")).then_some(class)
+    let is_die = text.contains("[#") || begins_with_code(text.strip_prefix("Oops: ").unwrap_or(""));
+    (class == Class::OutOfMemory || is_die).then_some(class)
 }
 
 fn kernel(text: &str) -> Option<Class> {
@@ -561,6 +562,13 @@ pub(crate) fn is_error_of_its_kind(class: Class, text: &str) -> bool {
 
 /// x86 names of traps, and other architectures' die messages: all carry `[#1]`.
 fn trap(text: &str) -> Option<Class> {
+    let is_cut_x86 = X86_TRAPS
+        .iter()
+        .find_map(|name| text.strip_prefix(name))
+        .is_some_and(|rest| begins_with_code(rest.trim_start_matches(": ")));
+    if is_cut_x86 {
+        return Some(Class::Trap);
+    }
     let (before, after) = text.split_once("[#")?;
     let is_counter = after.bytes().next().is_some_and(|b| b.is_ascii_digit());
     // What an older kernel wrote without a line feed stands before the name of the trap.
@@ -588,6 +596,24 @@ fn trap(text: &str) -> Option<Class> {
     }
     let is_bug = name.starts_with("Kernel BUG") || name.starts_with("Kernel bug");
     Some(if is_bug { Class::Bug } else { Class::Trap })
+}
+
+/// arch/x86/kernel/traps.c; their names are enough where the line was cut before `[#1]`.
+const X86_TRAPS: [&str; 8] = [
+    "divide error",
+    "divide_error",
+    "invalid opcode",
+    "stack segment",
+    "double fault",
+    "bounds",
+    "int3",
+    "alignment check",
+];
+
+/// Whether `text` begins with the four digits of an error code and nothing longer.
+fn begins_with_code(text: &str) -> bool {
+    let word = text.split_whitespace().next().unwrap_or("");
+    word.len() == 4 && word.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// `die()` is called with short texts.
@@ -657,6 +683,8 @@ mod tests {
                 Class::GeneralProtection,
             ),
             ("divide error: 0000 [#1] SMP", Class::Trap),
+            ("divide error: 0000", Class::Trap),
+            ("Oops: 0002", Class::Trap),
             ("invalid opcode: 0000 [#1] SMP", Class::Trap),
             ("specification exception: 0006 ilc:2 [#1] SMP", Class::Trap),
             ("Oops: Kernel access of bad area, sig: 11 [#1]", Class::Trap),

@@ -41,8 +41,6 @@ pub enum Reason {
     PageCache,
     /// It is the tick or what a stalled CPU reports with.
     Tick,
-    /// The unwinder is not sure of it.
-    Unreliable,
     /// Its operation names the report better.
     Inside,
 }
@@ -155,6 +153,27 @@ fn is_in(section: &str, function: &str) -> bool {
 }
 
 impl Reason {
+    /// The reason in words.
+    #[must_use]
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Machinery => "writes the report",
+            Self::Instrumentation => "put in by the compiler or a tracer",
+            Self::Exception => "enters or leaves an exception or interrupt",
+            Self::Entry => "begins a system call, thread or work item",
+            Self::Helper => "works on what its caller gave it",
+            Self::Container => "a container, counter or object of the library",
+            Self::Lock => "a lock",
+            Self::Allocator => "an allocator",
+            Self::Buffer => "moves data of a buffer",
+            Self::Scheduler => "waits, wakes or schedules",
+            Self::DriverCore => "the driver core, asked by a driver",
+            Self::PageCache => "walks the page cache for a file system",
+            Self::Tick => "the tick, or what a stalled CPU reports with",
+            Self::Inside => "inside the operation that is named",
+        }
+    }
+
     fn of_section(section: &str) -> Option<Self> {
         Some(match section {
             "machinery" => Self::Machinery,

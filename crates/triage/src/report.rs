@@ -137,6 +137,26 @@ impl Report {
         }
     }
 
+    /// What the signature is made of, and each frame that was looked at: a line each, for people.
+    #[must_use]
+    pub fn explanation(&self) -> String {
+        let mut lines = match &self.signature {
+            Some(signature) => format!(
+                "  EXACT {} of {}\n  FAMILY {} of {}\n",
+                signature.signature, signature.signature_of, signature.family, signature.family_of
+            ),
+            None => "  no signature: neither a culprit nor a text of its own\n".to_owned(),
+        };
+        for Considered { function, skipped } in &self.considered {
+            let verdict = match skipped {
+                None => "counts".to_owned(),
+                Some(reason) => format!("passed over: {}", reason.what()),
+            };
+            lines.push_str(&format!("    {function:<40} {verdict}\n"));
+        }
+        lines
+    }
+
     /// The call trace of what the report is about.
     #[must_use]
     pub fn trace(&self) -> &[Frame] {
@@ -225,16 +245,7 @@ impl fmt::Display for Report {
         row("panic", self.panic.clone())?;
         row("code", self.code.clone())?;
         row("times", (self.count > 1).then(|| self.count.to_string()))?;
-        if let Some(stack) = self.stacks.first() {
-            writeln!(f, "  trace")?;
-            for frame in stack.frames.iter().take(SHOWN_MAX) {
-                writeln!(f, "    {}", Shown(frame))?;
-            }
-            if let Some(more) = stack.frames.len().checked_sub(SHOWN_MAX).filter(|n| *n > 0) {
-                writeln!(f, "    ... and {more} more")?;
-            }
-        }
-        Ok(())
+        self.write_trace(f)
     }
 }
 
@@ -273,6 +284,29 @@ impl fmt::Display for Shown<'_> {
 }
 
 impl Report {
+    /// The first stack without what the unwinder doubts, unless there is nothing else.
+    fn write_trace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = self.trace();
+        let sure: Vec<&Frame> = all.iter().filter(|frame| frame.reliable).collect();
+        let shown = if sure.is_empty() {
+            all.iter().collect()
+        } else {
+            sure
+        };
+        if shown.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "  trace")?;
+        for frame in shown.iter().take(SHOWN_MAX) {
+            writeln!(f, "    {}", Shown(frame))?;
+        }
+        let hidden = all.len() - shown.len().min(SHOWN_MAX);
+        if hidden > 0 {
+            writeln!(f, "    ... and {hidden} more or doubtful")?;
+        }
+        Ok(())
+    }
+
     fn place(&self) -> Option<String> {
         let function = self.function.as_ref()?;
         let mut place = function.clone();
