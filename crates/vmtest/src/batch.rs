@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd};
 pub const CAPACITY: usize = COUNT as usize;
 /// The same as the C interface wants it.
 const COUNT: libc::c_uint = 128;
-/// Bytes of one buffer: a frame of the largest MTU used here (1500) with its headers, and room.
-pub const BUFFER_SIZE: usize = 2048;
+/// Bytes of one buffer: a frame of the largest MTU used here (9000) with its headers, and room.
+pub const BUFFER_SIZE: usize = 9216;
 
 /// Buffers for received datagrams.
 pub struct Batch {

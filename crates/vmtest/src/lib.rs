@@ -25,6 +25,7 @@ pub mod proof;
 pub mod qmp;
 pub mod readers;
 pub mod ring;
+pub mod road;
 pub mod rules;
 pub mod run;
 pub mod server;

@@ -2,12 +2,14 @@
 //!
 //! QEMU's `dgram` network backend sends and takes one Ethernet frame a message over a connected
 //! pair of local sockets, which hold back the sender instead of losing frames. The thread answers
-//! ARP for the server's address and carries UDP between the guest and a real server process on
-//! loopback. Each frame, whichever way it goes, is first given to the faults; what is lost is
-//! counted and not written to the capture.
+//! questions for the server's hardware address, asks the crashed guest for its own as the server's
+//! kernel would, and carries UDP between the guest and a real server process on loopback. Each
+//! frame, whichever way it goes, takes a [`Road`] with its faults; what arrives is written to the
+//! capture.
 
+use std::borrow::Cow;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,19 +22,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::batch::{self, Batch, CAPACITY};
-use crate::frame::{self, Endpoint, Frame, Mac, UDP_HEADERS};
-use crate::pattern;
+use crate::frame::{self, Endpoint, Frame, HARNESS_MAC, Mac};
 use crate::pcap::Pcap;
-use crate::stage::{SERVER_ADDRESS, SERVER_PORT};
-
-/// What goes wrong on the wire, the same in both directions.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    /// Frames lost out of a hundred.
-    pub loss_percent: u8,
-    /// The same seed loses the same frames of the same sequence.
-    pub seed: u64,
-}
+use crate::road::{Faults, Mishaps, Road};
+use crate::stage::{Network, SERVER_PORT};
 
 /// What has passed so far; the thread writes, everybody reads.
 #[derive(Debug, Default)]
@@ -45,15 +38,19 @@ pub struct Counters {
     pub to_server: AtomicU64,
     /// Frames given to the guest.
     pub to_guest: AtomicU64,
-    /// Frames of the guest that the faults lost.
-    pub lost_from_guest: AtomicU64,
-    /// Frames for the guest that the faults lost.
-    pub lost_to_guest: AtomicU64,
+    /// What went wrong with the guest's frames, and with those for it.
+    pub mishaps: [Arc<Mishaps>; 2],
+    /// Datagrams of the guest that any stack throws away for their checksum.
+    pub damaged: AtomicU64,
     /// Frames and datagrams that found a full socket: losses nobody asked for.
     pub overruns: AtomicU64,
-    /// Requests for the server's hardware address.
-    pub arp: AtomicU64,
-    /// Frames that are neither ARP nor UDP for the server.
+    /// Questions of the guest for the server's hardware address.
+    pub asked_by_guest: AtomicU64,
+    /// Questions to the crashed guest for its hardware address.
+    pub asked: AtomicU64,
+    /// Its answers.
+    pub answered: AtomicU64,
+    /// Frames that are nothing of all this.
     pub other: AtomicU64,
     /// Nanoseconds from the start of the link to the mark, or 0 before.
     marked_ns: AtomicU64,
@@ -83,6 +80,8 @@ const POLL_TIMEOUT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
+/// A crashed guest is asked for its hardware address this often.
+const ASK_EVERY: Duration = Duration::from_millis(250);
 /// Source ports of the guest that are remembered; it uses one for arming and one for its session.
 const FLOWS_MAX: usize = 64;
 
@@ -110,7 +109,12 @@ impl Link {
     ///
     /// # Errors
     /// If sockets, the capture file or the thread cannot be made.
-    pub fn start(server_port: u16, faults: Faults, capture: &Path) -> Result<(Self, OwnedFd)> {
+    pub fn start(
+        network: Network,
+        server_port: u16,
+        faults: Faults,
+        capture: &Path,
+    ) -> Result<(Self, OwnedFd)> {
         let (ours, guest) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -127,12 +131,18 @@ impl Link {
         let counters = Arc::new(Counters::default());
         let stop = Arc::new(AtomicBool::new(false));
         let started = Instant::now();
+        let road = |direction: u8| {
+            let mishaps = Arc::clone(&counters.mishaps[usize::from(direction)]);
+            Road::new(faults, network.format(), direction.into(), mishaps)
+        };
         let switch = Switch {
             wire: ours,
+            network,
             server_port,
             guest_mac: [0xff; 6],
             flows: Vec::new(),
-            dice: [Dice::new(faults, 0), Dice::new(faults, 1)],
+            roads: [road(0), road(1)],
+            ask_at: started,
             counters: Arc::clone(&counters),
             started,
             capture: Pcap::create(capture)
@@ -221,27 +231,6 @@ impl Drop for Link {
     }
 }
 
-/// Decides for one direction which frames are lost.
-#[derive(Debug)]
-struct Dice {
-    loss_percent: u8,
-    state: u64,
-}
-
-impl Dice {
-    fn new(faults: Faults, direction: u64) -> Self {
-        Self {
-            loss_percent: faults.loss_percent,
-            state: pattern::mix(faults.seed ^ (direction << 63)),
-        }
-    }
-
-    fn loses(&mut self) -> bool {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        pattern::mix(self.state) % 100 < u64::from(self.loss_percent)
-    }
-}
-
 /// The guest's datagrams from one port leave from a socket of their own, so that replies find their
 /// way back.
 #[derive(Debug)]
@@ -252,10 +241,14 @@ struct Flow {
 
 struct Switch {
     wire: OwnedFd,
+    network: Network,
     server_port: u16,
     guest_mac: Mac,
     flows: Vec<Flow>,
-    dice: [Dice; 2],
+    /// From the guest, and to it.
+    roads: [Road; 2],
+    /// When a crashed guest is asked next.
+    ask_at: Instant,
     counters: Arc<Counters>,
     started: Instant,
     capture: Pcap,
@@ -271,7 +264,7 @@ impl Switch {
                     .iter()
                     .map(|flow| PollFd::new(&flow.socket, PollFlags::IN)),
             );
-            rustix::event::poll(&mut poll, Some(&POLL_TIMEOUT))?;
+            rustix::event::poll(&mut poll, Some(&self.patience()))?;
             if poll[0].revents().contains(PollFlags::HUP) {
                 break;
             }
@@ -287,119 +280,174 @@ impl Switch {
                 self.carry_in(index, &mut batch)
                     .context("cannot carry the server's replies")?;
             }
+            self.deliver_late()
+                .context("cannot carry what was held back")?;
+            self.ask_guest()?;
         }
         self.capture.flush().context("cannot write the capture")
     }
 
+    /// How long nothing may happen until there is something to do.
+    fn patience(&self) -> Timespec {
+        let due = self.roads.iter().filter_map(Road::due).min();
+        let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
+        wait.and_then(|wait| Timespec::try_from(wait).ok())
+            .map_or(POLL_TIMEOUT, |wait| wait.min(POLL_TIMEOUT))
+    }
+
     fn carry_out(&mut self, batch: &mut Batch) -> Result<()> {
         let count = batch.receive(&self.wire, 0)?;
-        let now = SystemTime::now();
-        let mut waiting: [&[u8]; CAPACITY] = [&[]; CAPACITY];
-        let mut waiting_count = 0;
-        let mut waiting_flow = 0;
+        let (now, mut arrived) = (Instant::now(), Vec::new());
         for index in 0..count {
-            let bytes = batch.get(index);
+            let frame = batch.get(index);
             add(&self.counters.guest_frames, 1);
-            add(&self.counters.guest_bytes, bytes.len() as u64);
-            if self.dice[0].loses() {
-                add(&self.counters.lost_from_guest, 1);
-                continue;
-            }
-            self.capture.frame(now, bytes)?;
-            match frame::parse(bytes) {
-                Frame::ArpRequest { target } if target == SERVER_ADDRESS => {
-                    self.answer_arp(bytes, now)?
-                }
-                Frame::Udp { from, to, payload } if to == (SERVER_ADDRESS, SERVER_PORT) => {
-                    self.guest_mac = frame::source(bytes).unwrap_or(self.guest_mac);
-                    let flow = self.flow(from)?;
-                    if flow != waiting_flow && waiting_count > 0 {
-                        self.to_server(waiting_flow, &waiting[..waiting_count])?;
-                        waiting_count = 0;
-                    }
-                    waiting_flow = flow;
-                    waiting[waiting_count] = &bytes[payload];
-                    waiting_count += 1;
-                }
-                Frame::ArpRequest { .. } | Frame::Udp { .. } | Frame::Other => {
-                    add(&self.counters.other, 1)
-                }
-            }
+            add(&self.counters.guest_bytes, frame.len() as u64);
+            self.roads[0].enter(now, frame, &mut arrived);
         }
-        if waiting_count > 0 {
-            self.to_server(waiting_flow, &waiting[..waiting_count])?;
+        self.outward(&arrived)
+    }
+
+    fn carry_in(&mut self, flow: usize, batch: &mut Batch) -> Result<()> {
+        let format = self.network.format();
+        let count = match batch.receive(&self.flows[flow].socket, format.header_bytes()) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let (guest, server) = (self.flows[flow].guest, (self.network.server(), SERVER_PORT));
+        for index in 0..count {
+            let macs = [self.guest_mac, HARNESS_MAC];
+            format.write_headers(batch.get_mut(index), macs, server, guest);
+        }
+        let (now, mut arrived) = (Instant::now(), Vec::new());
+        for index in 0..count {
+            self.roads[1].enter(now, batch.get(index), &mut arrived);
+        }
+        self.inward(&arrived)
+    }
+
+    fn deliver_late(&mut self) -> Result<()> {
+        let now = Instant::now();
+        for direction in 0..self.roads.len() {
+            let mut arrived = Vec::new();
+            self.roads[direction].leave(now, &mut arrived);
+            match direction {
+                0 => self.outward(&arrived)?,
+                _ => self.inward(&arrived)?,
+            }
         }
         Ok(())
     }
 
+    /// Asks a crashed guest for its hardware address, as the server's kernel does when it has not
+    /// used what it knows for a while.
+    fn ask_guest(&mut self) -> Result<()> {
+        let crashed = self.counters.first_ns.load(Ordering::Acquire) > 0
+            && self.counters.marked_ns.load(Ordering::Acquire) > 0;
+        let now = Instant::now();
+        if !crashed || now < self.ask_at {
+            return Ok(());
+        }
+        self.ask_at = now + ASK_EVERY;
+        add(&self.counters.asked, 1);
+        let (guest, server) = (self.network.guest(), self.network.server());
+        let question = self.network.format().question(guest, server);
+        self.send_own(&question)
+    }
+
+    /// Takes what arrives from the guest.
+    fn outward(&mut self, frames: &[Cow<'_, [u8]>]) -> Result<()> {
+        let now = SystemTime::now();
+        let server = (self.network.server(), SERVER_PORT);
+        let mut waiting: Vec<&[u8]> = Vec::with_capacity(frames.len());
+        let mut waiting_flow = 0;
+        for bytes in frames {
+            self.capture.frame(now, bytes)?;
+            let parsed = self.network.format().parse(bytes);
+            match parsed {
+                _ if !frame::is_for_harness(bytes) => add(&self.counters.other, 1),
+                Frame::Question { target, asker } if target == server.0 => {
+                    self.answer(bytes, asker)?;
+                }
+                Frame::Answer { target } if target == self.network.guest() => {
+                    add(&self.counters.answered, 1);
+                }
+                Frame::Udp { from, to, payload } if to == server => {
+                    self.guest_mac = frame::source(bytes).unwrap_or(self.guest_mac);
+                    let flow = self.flow(from)?;
+                    if flow != waiting_flow {
+                        self.to_server(waiting_flow, &waiting)?;
+                        waiting.clear();
+                    }
+                    waiting_flow = flow;
+                    waiting.push(&bytes[payload]);
+                }
+                Frame::Damaged => add(&self.counters.damaged, 1),
+                Frame::Question { .. }
+                | Frame::Answer { .. }
+                | Frame::Udp { .. }
+                | Frame::Other => add(&self.counters.other, 1),
+            }
+        }
+        self.to_server(waiting_flow, &waiting)
+    }
+
     fn to_server(&self, flow: usize, datagrams: &[&[u8]]) -> Result<()> {
+        if datagrams.is_empty() {
+            return Ok(());
+        }
         let now = nanoseconds(self.started.elapsed());
         self.counters.last_ns.store(now, Ordering::Release);
         if self.counters.first_ns.load(Ordering::Acquire) == 0 {
             self.counters.first_ns.store(now, Ordering::Release);
         }
-        let sent = match batch::send(&self.flows[flow].socket, datagrams) {
-            Ok(sent) => sent,
-            // Nobody listens there (yet, or any more): to the guest that is a server that does not
-            // answer.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => 0,
-            Err(error) => return Err(error.into()),
-        };
-        add(&self.counters.to_server, sent as u64);
-        add(&self.counters.overruns, (datagrams.len() - sent) as u64);
+        for datagrams in datagrams.chunks(CAPACITY) {
+            let sent = match batch::send(&self.flows[flow].socket, datagrams) {
+                Ok(sent) => sent,
+                // Nobody listens there (yet, or any more): to the guest that is a server that does
+                // not answer.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => 0,
+                Err(error) => return Err(error.into()),
+            };
+            add(&self.counters.to_server, sent as u64);
+            add(&self.counters.overruns, (datagrams.len() - sent) as u64);
+        }
         Ok(())
     }
 
-    fn carry_in(&mut self, flow: usize, batch: &mut Batch) -> Result<()> {
-        let count = match batch.receive(&self.flows[flow].socket, UDP_HEADERS) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => 0,
-            Err(error) => return Err(error.into()),
-        };
-        let guest = self.flows[flow].guest;
+    /// Gives the guest what arrives for it.
+    fn inward(&mut self, frames: &[Cow<'_, [u8]>]) -> Result<()> {
         let now = SystemTime::now();
-        let mut kept = [0; CAPACITY];
-        let mut kept_count = 0;
-        for index in 0..count {
-            if self.dice[1].loses() {
-                add(&self.counters.lost_to_guest, 1);
-                continue;
-            }
-            let reply = batch.get_mut(index);
-            frame::write_udp_headers(reply, self.guest_mac, (SERVER_ADDRESS, SERVER_PORT), guest);
-            self.capture.frame(now, reply)?;
-            kept[kept_count] = index;
-            kept_count += 1;
+        for frame in frames {
+            self.capture.frame(now, frame)?;
         }
-        let mut frames: [&[u8]; CAPACITY] = [&[]; CAPACITY];
-        for (frame, index) in frames.iter_mut().zip(&kept[..kept_count]) {
-            *frame = batch.get(*index);
+        for frames in frames.chunks(CAPACITY) {
+            let frames: Vec<&[u8]> = frames.iter().map(|frame| &**frame).collect();
+            let sent = match batch::send(&self.wire, &frames) {
+                Ok(sent) => sent,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+                Err(error) => return Err(error.into()),
+            };
+            add(&self.counters.to_guest, sent as u64);
+            add(&self.counters.overruns, (frames.len() - sent) as u64);
         }
-        self.to_guest(&frames[..kept_count])
-    }
-
-    fn to_guest(&self, frames: &[&[u8]]) -> Result<()> {
-        let sent = match batch::send(&self.wire, frames) {
-            Ok(sent) => sent,
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
-            Err(error) => return Err(error.into()),
-        };
-        add(&self.counters.to_guest, sent as u64);
-        add(&self.counters.overruns, (frames.len() - sent) as u64);
         Ok(())
     }
 
-    fn answer_arp(&mut self, request: &[u8], now: SystemTime) -> Result<()> {
-        add(&self.counters.arp, 1);
-        let Some(reply) = frame::arp_reply(request, SERVER_ADDRESS) else {
+    fn answer(&mut self, question: &[u8], asker: IpAddr) -> Result<()> {
+        add(&self.counters.asked_by_guest, 1);
+        let Some(mac) = frame::source(question) else {
             return Ok(());
         };
-        if self.dice[1].loses() {
-            add(&self.counters.lost_to_guest, 1);
-            return Ok(());
-        }
-        self.capture.frame(now, &reply)?;
-        self.to_guest(&[&reply])
+        let format = self.network.format();
+        self.send_own(&format.answer(mac, asker, self.network.server()))
+    }
+
+    /// Sends the guest a frame that is the harness's own.
+    fn send_own(&mut self, frame: &[u8]) -> Result<()> {
+        let mut arrived = Vec::new();
+        self.roads[1].enter(Instant::now(), frame, &mut arrived);
+        self.inward(&arrived)
     }
 
     /// The flow of the guest's endpoint `guest`, made when it is new; the oldest makes room.
@@ -407,9 +455,14 @@ impl Switch {
         if let Some(index) = self.flows.iter().position(|flow| flow.guest == guest) {
             return Ok(index);
         }
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
-            .context("cannot make a socket to the server")?;
-        socket.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.server_port)))?;
+        let loopback = if self.network.ip6 {
+            IpAddr::from(Ipv6Addr::LOCALHOST)
+        } else {
+            Ipv4Addr::LOCALHOST.into()
+        };
+        let socket =
+            UdpSocket::bind((loopback, 0)).context("cannot make a socket to the server")?;
+        socket.connect(SocketAddr::new(loopback, self.server_port))?;
         sockopt::set_socket_recv_buffer_size_force(socket.as_fd(), SOCKET_BUFFER)
             .or_else(|_| sockopt::set_socket_recv_buffer_size(socket.as_fd(), SOCKET_BUFFER))?;
         if self.flows.len() == FLOWS_MAX {
@@ -432,50 +485,51 @@ fn nanoseconds(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::HARNESS_MAC;
-
-    /// A frame as the guest sends it: a datagram from its port `port` to the server.
-    fn guest_frame(port: u16, payload: &[u8]) -> Vec<u8> {
-        let mut frame = vec![0; UDP_HEADERS];
-        frame.extend_from_slice(payload);
-        frame::write_udp_headers(
-            &mut frame,
-            HARNESS_MAC,
-            ([10, 0, 2, 15], port),
-            (SERVER_ADDRESS, SERVER_PORT),
-        );
-        frame[6..12].copy_from_slice(&[0x52, 0x54, 0, 1, 2, 3]);
-        frame
-    }
+    use crate::frame::tests::GUEST;
 
     struct World {
+        network: Network,
         server: UdpSocket,
         link: Link,
         guest: OwnedFd,
         _folder: tempfile::TempDir,
     }
 
-    fn world(loss_percent: u8) -> World {
-        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    fn world(network: Network, faults: Faults) -> World {
+        let loopback = if network.ip6 {
+            "[::1]:0"
+        } else {
+            "127.0.0.1:0"
+        };
+        let server = UdpSocket::bind(loopback).unwrap();
         server
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
         let folder = tempfile::tempdir().unwrap();
         let port = server.local_addr().unwrap().port();
-        let (link, guest) = Link::start(
-            port,
-            Faults {
-                loss_percent,
-                seed: 7,
-            },
-            &folder.path().join("wire.pcap"),
-        )
-        .unwrap();
+        let capture = folder.path().join("wire.pcap");
+        let (link, guest) = Link::start(network, port, faults, &capture).unwrap();
         World {
+            network,
             server,
             link,
             guest,
             _folder: folder,
+        }
+    }
+
+    impl World {
+        /// A frame as the guest sends it: a datagram from its port `port` to the server.
+        fn guest_frame(&self, port: u16, payload: &[u8]) -> Vec<u8> {
+            let format = self.network.format();
+            let mut frame = vec![0; format.header_bytes()];
+            frame.extend_from_slice(payload);
+            let (from, to) = (
+                (self.network.guest(), port),
+                (self.network.server(), SERVER_PORT),
+            );
+            format.write_headers(&mut frame, [HARNESS_MAC, GUEST], from, to);
+            frame
         }
     }
 
@@ -497,27 +551,91 @@ mod tests {
 
     #[test]
     fn datagrams_reach_the_server_and_replies_their_port() {
-        let world = world(0);
-        world.link.marker().mark(Duration::ZERO);
-        for port in [40000, 40001] {
-            batch::send(&world.guest, &[&guest_frame(port, b"hello")]).unwrap();
-            let mut bytes = [0; 16];
-            let (length, from) = world.server.recv_from(&mut bytes).unwrap();
-            assert_eq!(&bytes[..length], b"hello");
-            world.server.send_to(b"welcome", from).unwrap();
-            let reply = receive(&world.guest);
-            assert_eq!(reply[..6], [0x52, 0x54, 0, 1, 2, 3]);
-            assert_eq!(reply[36..38], u16::to_be_bytes(port));
-            assert_eq!(&reply[UDP_HEADERS..], b"welcome");
+        for (ip6, vlan) in [
+            (false, None),
+            (true, None),
+            (false, Some(7)),
+            (true, Some(7)),
+        ] {
+            let network = Network {
+                ip6,
+                vlan,
+                ..Network::default()
+            };
+            let world = world(network, Faults::default());
+            for port in [40000, 40001] {
+                let frame = world.guest_frame(port, b"hello");
+                batch::send(&world.guest, &[&frame]).unwrap();
+                let mut bytes = [0; 16];
+                let (length, from) = world.server.recv_from(&mut bytes).unwrap();
+                assert_eq!(&bytes[..length], b"hello");
+                world.server.send_to(b"welcome", from).unwrap();
+                let reply = receive(&world.guest);
+                assert_eq!(reply[..6], GUEST);
+                let Frame::Udp { to, payload, .. } = network.format().parse(&reply) else {
+                    panic!("no datagram")
+                };
+                assert_eq!((to.1, &reply[payload]), (port, &b"welcome"[..]));
+            }
         }
-        assert!(world.link.first_datagram().is_some());
-        assert!(world.link.session_time().is_some());
     }
 
     #[test]
-    fn loss_happens_as_often_as_asked() {
-        let world = world(5);
-        let frame = guest_frame(40000, &[0; 100]);
+    fn a_crashed_guest_is_asked_and_its_answer_counted() {
+        let world = world(Network::default(), Faults::default());
+        world.link.marker().mark(Duration::ZERO);
+        let frame = world.guest_frame(40000, b"crash");
+        batch::send(&world.guest, &[&frame]).unwrap();
+        world.server.recv_from(&mut [0; 16]).unwrap();
+        assert!(world.link.first_datagram().is_some());
+        let question = receive(&world.guest);
+        let format = world.network.format();
+        let expected = Frame::Question {
+            target: world.network.guest(),
+            asker: world.network.server(),
+        };
+        assert_eq!(format.parse(&question), expected);
+        let mut answer = format.answer(HARNESS_MAC, world.network.server(), world.network.guest());
+        answer[6..12].copy_from_slice(&GUEST);
+        batch::send(&world.guest, &[&answer]).unwrap();
+        let counters = Arc::clone(&world.link.counters);
+        while counters.answered.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        assert!(counters.asked.load(Ordering::Relaxed) >= 1);
+    }
+
+    #[test]
+    fn a_delay_is_what_was_asked_for_in_each_direction() {
+        let delay = Duration::from_millis(30);
+        let world = world(
+            Network::default(),
+            Faults {
+                delay,
+                ..Faults::default()
+            },
+        );
+        let start = Instant::now();
+        let frame = world.guest_frame(40000, b"hello");
+        batch::send(&world.guest, &[&frame]).unwrap();
+        let (_, from) = world.server.recv_from(&mut [0; 16]).unwrap();
+        assert!(start.elapsed() >= delay);
+        world.server.send_to(b"welcome", from).unwrap();
+        receive(&world.guest);
+        assert!((delay * 2..delay * 3).contains(&start.elapsed()));
+    }
+
+    #[test]
+    fn loss_happens_on_the_wire_too() {
+        let world = world(
+            Network::default(),
+            Faults {
+                loss_percent: 5.0,
+                seed: 7,
+                ..Faults::default()
+            },
+        );
+        let frame = world.guest_frame(40000, &[0; 100]);
         let frames: u64 = 20_000;
         for _ in 0..frames {
             while batch::send(&world.guest, &[&frame]).unwrap() == 0 {
@@ -529,34 +647,8 @@ mod tests {
             std::thread::yield_now();
         }
         world.link.stop().unwrap();
-        let lost = counters.lost_from_guest.load(Ordering::Relaxed);
+        let lost = counters.mishaps[0].lost.load(Ordering::Relaxed);
         // Five standard deviations around 1000.
-        assert!(
-            (845..=1155).contains(&lost),
-            "{lost} of {frames} frames were lost at 5 %"
-        );
-    }
-
-    #[test]
-    fn dice_are_the_same_for_the_same_seed_and_differ_by_direction() {
-        let rolls = |seed, direction| {
-            let mut dice = Dice::new(
-                Faults {
-                    loss_percent: 50,
-                    seed,
-                },
-                direction,
-            );
-            std::array::from_fn::<bool, 64, _>(|_| dice.loses())
-        };
-        assert_eq!(rolls(1, 0), rolls(1, 0));
-        assert_ne!(rolls(1, 0), rolls(1, 1));
-        assert_ne!(rolls(1, 0), rolls(2, 0));
-    }
-
-    #[test]
-    fn no_faults_lose_nothing() {
-        let mut dice = Dice::new(Faults::default(), 0);
-        assert!((0..100_000).all(|_| !dice.loses()));
+        assert!((845..=1155).contains(&lost), "{lost} of {frames} frames");
     }
 }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
-use vmtest::link::Faults;
+use vmtest::road::Faults;
 use vmtest::run::{Plan, Progress, run};
-use vmtest::stage::{Crash, Fill};
+use vmtest::stage::{Crash, Fill, Network};
 use vmtest::table::Table;
 use vmtest::vm::Nic;
 
@@ -60,9 +60,36 @@ struct Options {
     /// CPUs of the guest
     #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
+    /// Guest and server speak IPv6
+    #[arg(long)]
+    ip6: bool,
+    /// Guest and server are on this VLAN
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4094))]
+    vlan: Option<u16>,
+    /// MTU of the guest's network device
+    #[arg(long, value_parser = clap::value_parser!(u32).range(68..=9000))]
+    mtu: Option<u32>,
+    /// Arm the guest with a first server that does not exist
+    #[arg(long)]
+    dead_server: bool,
     /// Percent of frames lost on the wire, in each direction
-    #[arg(long, default_value = "0", value_parser = clap::value_parser!(u8).range(0..=100))]
-    loss: u8,
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    loss: f64,
+    /// Percent of frames that arrive twice
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    duplicate: f64,
+    /// Percent of frames that later ones overtake
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    reorder: f64,
+    /// Percent of frames in which a bit changes
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    corrupt: f64,
+    /// Percent of frames that are cut short
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    truncate: f64,
+    /// Milliseconds that each frame takes from one end to the other
+    #[arg(long, default_value = "0", value_parser = parse_milliseconds)]
+    delay: Duration,
     /// Seed of the pattern and the faults; a new one each time if not given
     #[arg(long)]
     seed: Option<u64>,
@@ -150,8 +177,19 @@ fn plan(options: &Options, seed: u64) -> Plan {
         fill: options.fill,
         memory: options.memory,
         cpus: options.cpus,
+        network: Network {
+            ip6: options.ip6,
+            vlan: options.vlan,
+            mtu: options.mtu,
+            dead_server: options.dead_server,
+        },
         faults: Faults {
             loss_percent: options.loss,
+            duplicate_percent: options.duplicate,
+            reorder_percent: options.reorder,
+            corrupt_percent: options.corrupt,
+            truncate_percent: options.truncate,
+            delay: options.delay,
             seed,
         },
         format: options.format.clone(),
@@ -163,6 +201,24 @@ fn plan(options: &Options, seed: u64) -> Plan {
         makedumpfile: options.makedumpfile.clone(),
         crash_reader: options.crash_reader.clone(),
     }
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent: f64 = text
+        .parse()
+        .map_err(|error| format!("{text:?} is no number: {error}"))?;
+    if (0.0..=100.0).contains(&percent) {
+        Ok(percent)
+    } else {
+        Err(format!("{text} is not from 0 to 100"))
+    }
+}
+
+fn parse_milliseconds(text: &str) -> Result<Duration, String> {
+    let milliseconds: f64 = text
+        .parse()
+        .map_err(|error| format!("{text:?} is no number: {error}"))?;
+    Duration::try_from_secs_f64(milliseconds / 1000.0).map_err(|error| format!("{text}: {error}"))
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {

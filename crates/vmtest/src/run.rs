@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,16 +18,19 @@ use serde::Serialize;
 use crate::frame::Mac;
 use crate::initramfs::Initramfs;
 use crate::kernel::KernelView;
-use crate::link::{Faults, Link, Marker};
+use crate::link::{Link, Marker};
 use crate::memory::GuestMemory;
 use crate::modules::{self, Modules};
 use crate::oracle::{self, Comparison, FIRMWARE_PAGES_MAX, Written};
 use crate::proof::{Case, Proof, prove};
 use crate::readers::{self, Expected};
 use crate::ring::rings;
+use crate::road::{Faults, Mishaps};
 use crate::rules::{Rules, bounce_buffers};
-use crate::server::{Server, Session};
-use crate::stage::{CRASH_DELAY, Crash, Fill, Kernel, ORDERS_PATH, Orders, PatternRun, Stage};
+use crate::server::{Listen, Server, Session};
+use crate::stage::{
+    CRASH_DELAY, Crash, Fill, Kernel, Network, ORDERS_PATH, Orders, PatternRun, Stage,
+};
 use crate::verdict::{Observations, Verdict};
 use crate::vm::{Accelerator, Guest, Nic, Vm};
 
@@ -58,6 +61,8 @@ pub struct Plan {
     pub memory: u64,
     /// Its CPUs.
     pub cpus: u32,
+    /// What it is connected to.
+    pub network: Network,
     /// What goes wrong on the wire.
     pub faults: Faults,
     /// "kdump" or "elf".
@@ -96,7 +101,11 @@ pub struct Report {
     /// Seed of the pattern and the faults.
     pub seed: u64,
     /// Loss asked for on the wire, percent.
-    pub loss_percent: u8,
+    pub loss_percent: f64,
+    /// Delay asked for in each direction, milliseconds.
+    pub delay_ms: f64,
+    /// How guest and server are connected.
+    pub network: Network,
     /// Bytes of guest RAM.
     pub memory_bytes: u64,
     /// Milliseconds from the start of QEMU to the guest's first program.
@@ -136,6 +145,24 @@ pub struct Report {
     pub skipped: Vec<String>,
     /// Frames lost by the faults, both directions.
     pub frames_lost: u64,
+    /// Frames that arrived twice, both directions; so are the following ones.
+    pub frames_duplicated: u64,
+    /// Frames that later ones overtook.
+    pub frames_reordered: u64,
+    /// Frames with a wrong bit.
+    pub frames_corrupted: u64,
+    /// Frames cut short.
+    pub frames_truncated: u64,
+    /// Frames that took the delay.
+    pub frames_delayed: u64,
+    /// Datagrams of the guest with a wrong checksum.
+    pub datagrams_damaged: u64,
+    /// Questions of the guest for the server's hardware address, from its boot on.
+    pub asked_by_guest: u64,
+    /// Questions to the crashed guest for its hardware address, and its answers.
+    pub asked: u64,
+    /// The answers.
+    pub answered: u64,
     /// Frames lost because a socket of the harness was full.
     pub overruns: u64,
     /// Bytes of the vmcore.
@@ -264,13 +291,18 @@ pub fn run(
 
 fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
     let (kernel, release) = kernel_of(&plan.image)?;
-    let server = Server::start(&plan.netdump, folder, &plan.format, plan.filter)?;
+    let how = Listen {
+        filter: plan.filter,
+        ip6: plan.network.ip6,
+    };
+    let server = Server::start(&plan.netdump, folder, &plan.format, how)?;
     let initramfs = folder.join("initramfs.cpio");
     fs::write(&initramfs, archive(plan, &release, seed, &server.key)?)
         .context("cannot write the initramfs")?;
     let accelerator = Accelerator::probe(&plan.qemu, &kernel)?;
     let memory = GuestMemory::new(plan.memory)?;
-    let (link, wire) = Link::start(server.port, plan.faults, &folder.join("wire.pcap"))?;
+    let capture = folder.join("wire.pcap");
+    let (link, wire) = Link::start(plan.network, server.port, plan.faults, &capture)?;
     let (port, guest_port) = UnixStream::pair().context("cannot make the guest's port")?;
     let guest = Guest {
         kernel: &kernel,
@@ -325,9 +357,10 @@ fn kernel_of(image: &Path) -> Result<(PathBuf, String)> {
 
 fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>> {
     let modules = Modules::open(&plan.image, release)?;
-    let wanted = ["virtio_pci", "virtio_console", plan.nic.module(), RAM_DISK];
-    let wanted = &wanted[..wanted.len() - usize::from(plan.fill != Fill::Mixed)];
-    let modules = modules.closure(wanted)?;
+    let mut needed = vec!["virtio_pci", "virtio_console", plan.nic.module()];
+    needed.extend((plan.fill == Fill::Mixed).then_some(RAM_DISK));
+    needed.extend(plan.network.vlan.map(|_| "8021q"));
+    let modules = modules.closure(&needed)?;
     let mut archive = Initramfs::default();
     for folder in ["bin", "dev", "modules", "proc", "sys"] {
         archive.directory(folder);
@@ -362,6 +395,7 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
         fill: plan.fill,
         seed,
         arm: plan.arm_options(),
+        network: plan.network,
     };
     archive.file(
         ORDERS_PATH.trim_start_matches('/'),
@@ -523,7 +557,11 @@ fn folder_bytes(folder: &Path) -> u64 {
 
 fn describe(plan: &Plan, story: &Story, machine: &Machine) -> Report {
     let counters = &machine.link.counters;
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let mishaps = |which: fn(&Mishaps) -> &AtomicU64| -> u64 {
+        let both = counters.mishaps.iter();
+        both.map(|mishaps| count(which(mishaps))).sum()
+    };
     let dump_s = machine
         .link
         .session_time()
@@ -535,6 +573,8 @@ fn describe(plan: &Plan, story: &Story, machine: &Machine) -> Report {
         crash: plan.crash.name().to_owned(),
         accel: machine.vm.accelerator.name().to_owned(),
         loss_percent: plan.faults.loss_percent,
+        delay_ms: plan.faults.delay.as_secs_f64() * 1000.0,
+        network: plan.network,
         memory_bytes: plan.memory,
         boot_ms: story.boot.map_or(0, milliseconds),
         first_packet_ms: machine.link.first_datagram().map(milliseconds),
@@ -546,7 +586,16 @@ fn describe(plan: &Plan, story: &Story, machine: &Machine) -> Report {
             0.0
         },
         armed_kib: armed_kib(&story.status),
-        frames_lost: count(&counters.lost_from_guest) + count(&counters.lost_to_guest),
+        frames_lost: mishaps(|mishaps| &mishaps.lost),
+        frames_duplicated: mishaps(|mishaps| &mishaps.duplicated),
+        frames_reordered: mishaps(|mishaps| &mishaps.reordered),
+        frames_corrupted: mishaps(|mishaps| &mishaps.corrupted),
+        frames_truncated: mishaps(|mishaps| &mishaps.truncated),
+        frames_delayed: mishaps(|mishaps| &mishaps.delayed),
+        datagrams_damaged: count(&counters.damaged),
+        asked_by_guest: count(&counters.asked_by_guest),
+        asked: count(&counters.asked),
+        answered: count(&counters.answered),
         overruns: count(&counters.overruns),
         ..Report::default()
     }

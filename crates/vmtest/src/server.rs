@@ -23,6 +23,15 @@ pub struct Server {
     pub key: PathBuf,
 }
 
+/// How a server is to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Listen {
+    /// The filter level that it asks for.
+    pub filter: u8,
+    /// On the loopback address of IPv6, not of IPv4.
+    pub ip6: bool,
+}
+
 /// The parts of `session.json` that are judged.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Session {
@@ -61,7 +70,7 @@ impl Server {
     ///
     /// # Errors
     /// If the key cannot be made or the process cannot be started.
-    pub fn start(program: &Path, folder: &Path, format: &str, filter: u8) -> Result<Self> {
+    pub fn start(program: &Path, folder: &Path, format: &str, how: Listen) -> Result<Self> {
         let (keys, dumpdir) = (folder.join("keys"), folder.join("crash"));
         for path in [&keys, &dumpdir] {
             fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -82,9 +91,9 @@ impl Server {
         );
         // A port that is free now; should another process take it in between, the server says so
         // and the run fails.
-        let port = UdpSocket::bind("127.0.0.1:0")
-            .and_then(|socket| socket.local_addr())?
-            .port();
+        let address = UdpSocket::bind(if how.ip6 { "[::1]:0" } else { "127.0.0.1:0" })
+            .and_then(|socket| socket.local_addr())
+            .context("cannot have a port on loopback")?;
         let errors = folder.join("server.log");
         let log =
             File::create(&errors).with_context(|| format!("cannot write {}", errors.display()))?;
@@ -92,11 +101,11 @@ impl Server {
             .args([
                 "serve",
                 "--listen",
-                &format!("127.0.0.1:{port}"),
+                &address.to_string(),
                 "--format",
                 format,
                 "--filter",
-                &filter.to_string(),
+                &how.filter.to_string(),
                 "--dumpdir",
             ])
             .arg(&dumpdir)
@@ -111,7 +120,7 @@ impl Server {
             child,
             dumpdir,
             errors,
-            port,
+            port: address.port(),
             key,
         })
     }

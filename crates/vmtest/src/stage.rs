@@ -1,24 +1,83 @@
 //! What the guest and the harness tell each other: the guest's orders (a file in its initramfs) and
 //! its stages (one JSON line each on a virtio-serial port, which the kernel never prints to).
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::frame::Format;
 
 /// Name of the virtio-serial port that carries the stages.
 pub const PORT_NAME: &str = "vmtest";
 /// Where the orders lie in the initramfs.
 pub const ORDERS_PATH: &str = "/orders.json";
-/// The guest's own address on the wire.
-pub const GUEST_ADDRESS: [u8; 4] = [10, 0, 2, 15];
-/// The address the harness answers for, gateway and server in one.
-pub const SERVER_ADDRESS: [u8; 4] = [10, 0, 2, 2];
 /// The UDP port the guest sends its session to.
 pub const SERVER_PORT: u16 = 6666;
 
 /// How long the guest waits between saying that it crashes and crashing, so that the harness, which
 /// may share few CPUs with it, has heard it before.
 pub const CRASH_DELAY: Duration = Duration::from_millis(200);
+
+/// The network between the guest and the harness, which is gateway and server in one.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct Network {
+    /// Guest and server speak IPv6.
+    pub ip6: bool,
+    /// They are on this VLAN.
+    pub vlan: Option<u16>,
+    /// The MTU of the guest's device; `None` leaves it as it is.
+    pub mtu: Option<u32>,
+    /// The guest is armed with a first server that does not exist, before the one that does.
+    pub dead_server: bool,
+}
+
+impl Network {
+    /// The guest's address.
+    #[must_use]
+    pub fn guest(self) -> IpAddr {
+        self.address(15)
+    }
+
+    /// The server's address.
+    #[must_use]
+    pub fn server(self) -> IpAddr {
+        self.address(2)
+    }
+
+    /// The address of the server that does not exist.
+    #[must_use]
+    pub fn nobody(self) -> IpAddr {
+        self.address(3)
+    }
+
+    /// What frames look like.
+    #[must_use]
+    pub fn format(self) -> Format {
+        Format {
+            ip6: self.ip6,
+            vlan: self.vlan,
+        }
+    }
+
+    /// The guest's device that has the address.
+    #[must_use]
+    pub fn device(self) -> String {
+        let vlan = self.vlan.map(|vlan| format!(".{vlan}"));
+        format!("{DEVICE}{}", vlan.unwrap_or_default())
+    }
+
+    fn address(self, last: u8) -> IpAddr {
+        if self.ip6 {
+            Ipv6Addr::new(0xfd6e, 0x64, 0, 0, 0, 0, 0, last.into()).into()
+        } else {
+            Ipv4Addr::new(10, 0, 2, last).into()
+        }
+    }
+}
+
+/// The guest's network card.
+pub const DEVICE: &str = "eth0";
 
 /// What the guest is to do.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -33,6 +92,8 @@ pub struct Orders {
     pub seed: u64,
     /// Options for `netdump arm` beyond those that every run has.
     pub arm: Vec<String>,
+    /// What it is connected to.
+    pub network: Network,
 }
 
 /// The ways to end a kernel.

@@ -71,6 +71,22 @@ fn dump_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
             report.wire_bytes
         ),
     )?;
+    let happened = [
+        (report.frames_duplicated, "duplicated"),
+        (report.frames_reordered, "reordered"),
+        (report.frames_corrupted, "corrupted"),
+        (report.frames_truncated, "truncated"),
+        (report.frames_delayed, "delayed"),
+    ];
+    let happened: Vec<String> = happened
+        .iter()
+        .filter(|(frames, _)| *frames > 0)
+        .map(|(frames, what)| format!("{frames} {what}"))
+        .collect();
+    row(f, "faults", &happened.join(", "))?;
+    let (asked, answered) = (report.asked, report.answered);
+    let neighbour = format!("asked {asked} times after the crash, answered {answered} times");
+    row(f, "address", &neighbour)?;
     row(f, "vmcore", &format!("{} bytes", report.vmcore_bytes))
 }
 

@@ -112,7 +112,7 @@ fn guests() -> [Guest; 4] {
         },
         guest("6.12", "e1000", "oops-softirq"),
         Guest {
-            loss: Some(5),
+            loss: Some(5.0),
             seed: Some(1),
             ..guest("6.1", "e1000e", "panic")
         },

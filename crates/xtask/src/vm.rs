@@ -32,9 +32,36 @@ pub(crate) struct Guest {
     /// CPUs of the guest.
     #[arg(long, default_value_t = 3)]
     pub(crate) cpus: u32,
-    /// Datagrams lost on the wire, in percent, both ways.
+    /// Guest and server speak IPv6.
     #[arg(long)]
-    pub(crate) loss: Option<u32>,
+    pub(crate) ip6: bool,
+    /// Guest and server are on this VLAN.
+    #[arg(long)]
+    pub(crate) vlan: Option<u16>,
+    /// MTU of the guest's network card, up to 9000.
+    #[arg(long)]
+    pub(crate) mtu: Option<u32>,
+    /// Arm the guest with a first server that does not exist.
+    #[arg(long)]
+    pub(crate) dead_server: bool,
+    /// Frames lost on the wire, in percent, both ways; so are the following ones.
+    #[arg(long)]
+    pub(crate) loss: Option<f64>,
+    /// Frames that arrive twice.
+    #[arg(long)]
+    pub(crate) duplicate: Option<f64>,
+    /// Frames that later ones overtake.
+    #[arg(long)]
+    pub(crate) reorder: Option<f64>,
+    /// Frames in which a bit changes.
+    #[arg(long)]
+    pub(crate) corrupt: Option<f64>,
+    /// Frames that are cut short.
+    #[arg(long)]
+    pub(crate) truncate: Option<f64>,
+    /// Milliseconds that each frame takes from one end to the other.
+    #[arg(long)]
+    pub(crate) delay: Option<f64>,
     /// Seed of the losses and of the pattern in memory.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -67,7 +94,16 @@ impl Default for Guest {
             crash: "panic".into(),
             memory: "768M".into(),
             cpus: 3,
+            ip6: false,
+            vlan: None,
+            mtu: None,
+            dead_server: false,
             loss: None,
+            duplicate: None,
+            reorder: None,
+            corrupt: None,
+            truncate: None,
+            delay: None,
             seed: None,
             fill: None,
             format: None,
@@ -211,13 +247,31 @@ impl Guest {
         option("crash", Some(self.crash.clone()));
         option("memory", Some(self.memory.clone()));
         option("cpus", Some(self.cpus.to_string()));
-        option("loss", self.loss.map(|percent| percent.to_string()));
+        option("vlan", self.vlan.map(|vlan| vlan.to_string()));
+        option("mtu", self.mtu.map(|mtu| mtu.to_string()));
+        let faults = [
+            ("loss", self.loss),
+            ("duplicate", self.duplicate),
+            ("reorder", self.reorder),
+            ("corrupt", self.corrupt),
+            ("truncate", self.truncate),
+            ("delay", self.delay),
+        ];
+        for (name, amount) in faults {
+            option(name, amount.map(|amount| amount.to_string()));
+        }
         option("seed", self.seed.map(|seed| seed.to_string()));
         option("fill", self.fill.clone());
         option("format", self.format.clone());
         option("filter", self.filter.map(|level| level.to_string()));
         option("arm-filter", self.arm_filter.map(|level| level.to_string()));
-        options.extend(self.keep_user.then(|| "--keep-user".to_owned()));
+        for (name, wanted) in [
+            ("--keep-user", self.keep_user),
+            ("--ip6", self.ip6),
+            ("--dead-server", self.dead_server),
+        ] {
+            options.extend(wanted.then(|| name.to_owned()));
+        }
         options
     }
 }

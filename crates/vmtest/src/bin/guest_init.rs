@@ -8,6 +8,7 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,8 +20,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::mount::{MountFlags, mount};
 use vmtest::pattern::{self, PAGE_SIZE};
 use vmtest::stage::{
-    CRASH_DELAY, Crash, Fill, GUEST_ADDRESS, IMAGE_SYMBOLS, Kernel, ORDERS_PATH, Orders, PORT_NAME,
-    PatternRun, SERVER_ADDRESS, SERVER_PORT, Stage,
+    CRASH_DELAY, Crash, DEVICE, Fill, IMAGE_SYMBOLS, Kernel, Network, ORDERS_PATH, Orders,
+    PORT_NAME, PatternRun, SERVER_PORT, Stage,
 };
 
 /// Pages of the pattern in user memory: 8 MiB.
@@ -62,11 +63,15 @@ fn guest() -> Result<()> {
     tell(
         &mut port,
         &Stage::Configured {
-            mac: configure_network()?,
+            mac: configure_network(orders.network)?,
         },
     )?;
-    let status = arm(&orders.arm)?;
-    tell(&mut port, &Stage::Armed { status })?;
+    tell(
+        &mut port,
+        &Stage::Armed {
+            status: arm(&orders.arm, orders.network)?,
+        },
+    )?;
     let filled = fill_memory(&orders)?;
     let user = place_user_pattern(orders.seed)?;
     let kernel = place_kernel_pattern(orders.seed)?;
@@ -144,10 +149,6 @@ fn find_port() -> Result<File> {
     bail!("no virtio-serial port is called {PORT_NAME}")
 }
 
-fn dotted(address: [u8; 4]) -> String {
-    std::net::Ipv4Addr::from(address).to_string()
-}
-
 /// Runs a program to its end and gives its standard output.
 fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program)
@@ -165,49 +166,53 @@ fn run(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
-fn configure_network() -> Result<String> {
-    let address = format!("{}/24", dotted(GUEST_ADDRESS));
-    let mac = wait_for("network device eth0", || {
-        fs::read_to_string("/sys/class/net/eth0/address").context("no eth0; was its driver loaded?")
+fn configure_network(network: Network) -> Result<String> {
+    let mac = wait_for("the network device", || {
+        fs::read_to_string(format!("/sys/class/net/{DEVICE}/address"))
+            .with_context(|| format!("no {DEVICE}; was its driver loaded?"))
     })?;
-    for arguments in [
-        &["ip", "link", "set", "lo", "up"][..],
-        &["ip", "addr", "add", &address, "dev", "eth0"],
-        &["ip", "link", "set", "eth0", "up"],
-        &[
-            "ip",
-            "route",
-            "add",
-            "default",
-            "via",
-            &dotted(SERVER_ADDRESS),
-        ],
-    ] {
-        run("/bin/busybox", arguments)?;
+    // Nobody else is on this wire, so nobody need be asked whether an address is free.
+    for conf in ["all", "default", DEVICE] {
+        fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/accept_dad"), "0")
+            .context("cannot switch the search for duplicate addresses off")?;
     }
-    wait_for("carrier on eth0", || {
-        let carrier =
-            fs::read_to_string("/sys/class/net/eth0/carrier").context("no carrier file")?;
-        ensure!(carrier.trim() == "1", "eth0 has no carrier");
+    let (mtu, vlan) = (network.mtu.map(|mtu| mtu.to_string()), network.vlan);
+    let (device, vlan) = (network.device(), vlan.map(|vlan| vlan.to_string()));
+    let prefix = if network.ip6 { 64 } else { 24 };
+    let address = format!("{}/{prefix}", network.guest());
+    let mut commands = vec![vec!["link", "set", "lo", "up"]];
+    if let Some(mtu) = &mtu {
+        commands.push(vec!["link", "set", DEVICE, "mtu", mtu]);
+    }
+    commands.push(vec!["link", "set", DEVICE, "up"]);
+    if let Some(vlan) = &vlan {
+        let above = ["link", "add", "link", DEVICE, "name", &device];
+        commands.push([&above[..], &["type", "vlan", "id", vlan]].concat());
+        commands.push(vec!["link", "set", &device, "up"]);
+    }
+    commands.push(vec!["addr", "add", &address, "dev", &device]);
+    for command in commands {
+        run("/bin/busybox", &[&["ip"], &command[..]].concat())?;
+    }
+    wait_for("the carrier", || {
+        let carrier = fs::read_to_string(format!("/sys/class/net/{device}/carrier"))
+            .context("no carrier file")?;
+        ensure!(carrier.trim() == "1", "{device} has no carrier");
         Ok(())
     })?;
     Ok(mac.trim().to_owned())
 }
 
-fn arm(options: &[String]) -> Result<serde_json::Value> {
-    let server = format!("{}:{SERVER_PORT}", dotted(SERVER_ADDRESS));
-    let arguments = [
-        "arm",
-        "--server",
-        &server,
-        "--key",
-        "/key",
-        "--module",
-        "/netdump.ko",
-    ];
-    let options = options.iter().map(String::as_str);
-    let arguments: Vec<&str> = arguments.into_iter().chain(options).collect();
-    run("/bin/netdump", &arguments)?;
+fn arm(options: &[String], network: Network) -> Result<serde_json::Value> {
+    let server = SocketAddr::new(network.server(), SERVER_PORT).to_string();
+    let nobody = SocketAddr::new(network.nobody(), SERVER_PORT).to_string();
+    let mut arguments = vec!["arm", "--key", "/key", "--module", "/netdump.ko"];
+    if network.dead_server {
+        arguments.extend(["--server", &nobody]);
+    }
+    arguments.extend(["--server", &server]);
+    arguments.extend(options.iter().map(String::as_str));
+    println!("{}", run("/bin/netdump", &arguments)?);
     let status = run("/bin/netdump", &["status", "--json"])?;
     serde_json::from_str(&status)
         .with_context(|| format!("netdump status --json printed {status:?}"))
