@@ -164,6 +164,11 @@ impl fmt::Display for Report {
 }
 
 fn failure(request: &Request, server: SocketAddr, sent: &Sent) -> Option<String> {
+    if sent.verdict == Verdict::LogOnly {
+        return Some(format!(
+            "the server {server} took no pages: its log says why (no room on its disk, or             --verdict log-only)"
+        ));
+    }
     if sent.outcome.complete {
         return None;
     }

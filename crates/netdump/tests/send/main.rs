@@ -253,6 +253,18 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_wants_no_pages_is_a_failure() {
+        let (place, _) = Place::new();
+        let server = place.serve(&["--verdict", "log-only"]);
+        let output = command(&place, "synthetic:1M", server.address, &[])
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(error.contains("took no pages"), "{error}");
+    }
+
+    #[test]
     fn a_failure_is_one_line_and_an_exit_code() {
         let (place, _) = Place::new();
         let nobody = "127.0.0.1:9".parse().unwrap();
