@@ -281,7 +281,11 @@ impl Client {
             self.ended = true;
             return Step::Finished(outcome);
         }
-        self.window.on_time(now);
+        // With a packet half filled nothing is probed for: it will be sent, and where there is one
+        // buffer only, it lies in that of the last one.
+        if self.filled == 0 || !self.window.is_empty() {
+            self.window.on_time(now);
+        }
         if let Some(slot) = self.window.resend(now, pool) {
             let more = self.window.resend_ready(pool) || self.can_compose(pool);
             return Step::Send {
@@ -466,6 +470,7 @@ impl Client {
             if let Some(latest) = self.past.first_mut() {
                 *latest = Some(before.incarnation);
             }
+            self.window.server_restarted();
         }
         let reply = &opened.reply;
         self.heard = Some(heard);
@@ -481,7 +486,9 @@ impl Client {
             | Verdict::Hold
             | Verdict::Redirect { .. } => Micros::new(0),
         });
-        self.start_over |= reply.next < self.window.base();
+        // A server that knows nothing of the session says that it has nothing of it. Unless it had
+        // acknowledged something, nothing is lost by that.
+        self.start_over |= reply.next.max(self.first) < self.window.base();
         self.composer.pull(opened.pull);
         self.window.acknowledged(now, reply, opened.bitmap);
     }

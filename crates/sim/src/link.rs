@@ -1,25 +1,10 @@
-//! One direction of the link: what becomes of a packet, and counts that prove that each fault
-//! really happened.
+//! One direction of a link: what becomes of a packet.
 
+use std::collections::VecDeque;
+
+use crate::counts::Counts;
 use crate::options::LinkOptions;
 use crate::random::Random;
-
-/// What happened on one direction so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkCounts {
-    /// Packets given to the link.
-    pub sent: u64,
-    /// Packets that vanished.
-    pub lost: u64,
-    /// Packets that arrived twice.
-    pub duplicated: u64,
-    /// Packets with a flipped bit.
-    pub corrupted: u64,
-    /// Packets cut short.
-    pub truncated: u64,
-    /// Packets that arrive before one that was sent earlier.
-    pub overtaking: u64,
-}
 
 /// What a test script does to one packet, in place of chance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +34,15 @@ pub struct Link {
     options: LinkOptions,
     random: Random,
     script: Vec<Fate>,
+    sent: usize,
     latest_us: u64,
-    counts: LinkCounts,
+    /// In a burst of losses.
+    bad: bool,
+    clogged_until_us: u64,
+    cut_until_us: u64,
+    /// When each packet that waits at the narrowest part has left it.
+    queue: VecDeque<u64>,
+    counts: Counts,
 }
 
 impl Link {
@@ -61,56 +53,169 @@ impl Link {
             options,
             random,
             script,
+            sent: 0,
             latest_us: 0,
-            counts: LinkCounts::default(),
+            bad: false,
+            clogged_until_us: 0,
+            cut_until_us: 0,
+            queue: VecDeque::new(),
+            counts: Counts::default(),
         }
     }
 
     /// What happened so far.
     #[must_use]
-    pub const fn counts(&self) -> &LinkCounts {
+    pub const fn counts(&self) -> &Counts {
         &self.counts
     }
 
-    /// Sends `bytes` at `now_us` and returns the arrivals: none, one or two.
-    pub fn send(&mut self, now_us: u64, bytes: &[u8]) -> Vec<Arrival> {
-        let position = usize::try_from(self.counts.sent).unwrap_or(usize::MAX);
-        let fate = self.script.get(position).copied();
-        self.counts.sent += 1;
-        let lost = match fate {
-            Some(fate) => fate == Fate::Drop,
-            None => self.random.chance(self.options.loss_permille),
+    /// From now on the link only delays.
+    pub fn heal(&mut self) {
+        self.options = LinkOptions {
+            delay_us: self.options.delay_us,
+            ..LinkOptions::CALM
         };
-        if lost {
-            self.counts.lost += 1;
-            return Vec::new();
-        }
-        let twice = match fate {
-            Some(fate) => fate == Fate::Duplicate,
-            None => self.random.chance(self.options.duplicate_permille),
-        };
-        self.counts.duplicated += u64::from(twice);
-        let copies = if twice { 2 } else { 1 };
-        (0..copies)
-            .map(|_| self.arrival(now_us, bytes, fate))
-            .collect()
+        self.bad = false;
+        (self.clogged_until_us, self.cut_until_us) = (0, 0);
     }
 
-    fn arrival(&mut self, now_us: u64, bytes: &[u8], fate: Option<Fate>) -> Arrival {
+    /// Sends `bytes` at `now_us` and returns the arrivals.
+    pub fn send(&mut self, now_us: u64, bytes: &[u8]) -> Vec<Arrival> {
+        let fate = self.script.get(self.sent).copied();
+        self.sent += 1;
+        self.counts.one("sent");
+        let lost = match fate {
+            Some(fate) => (fate == Fate::Drop).then_some("lost"),
+            None => self.loss(now_us, bytes.len()),
+        };
+        if let Some(why) = lost {
+            self.counts.one(why);
+            self.counts.one("lost in all");
+            return Vec::new();
+        }
+        let Some(begin_us) = self.narrow(now_us, bytes.len()) else {
+            self.counts.one("queue full");
+            self.counts.one("lost in all");
+            return Vec::new();
+        };
+        let twice = match fate {
+            Some(fate) => fate == Fate::Duplicate,
+            None => self.random.chance(self.options.duplicate),
+        };
+        let mut arrivals = vec![self.arrival(begin_us, bytes, fate)];
+        if twice {
+            self.counts.one("duplicated");
+            arrivals.push(self.arrival(begin_us, bytes, fate));
+        }
+        if fate.is_none() && self.random.chance(self.options.replay) {
+            self.counts.one("replayed");
+            let later_us = self.random.exponential(self.options.replay_us);
+            arrivals.push(self.arrival(begin_us + later_us, bytes, fate));
+        }
+        let count = u64::try_from(arrivals.len()).unwrap_or(0);
+        self.counts.add("arrivals", count);
+        arrivals
+    }
+
+    /// Whether each packet that was sent arrived, or is counted as lost.
+    pub fn check(&self) -> Result<(), String> {
+        let [sent, lost, twice, replayed, arrivals] =
+            ["sent", "lost in all", "duplicated", "replayed", "arrivals"]
+                .map(|name| self.counts.get(name));
+        if sent + twice + replayed == arrivals + lost {
+            return Ok(());
+        }
+        Err(format!(
+            "a loss was not counted: {sent} sent, {twice} duplicated, {replayed} replayed, \
+             {arrivals} arrived, {lost} lost"
+        ))
+    }
+
+    /// Why a packet is lost, if it is.
+    fn loss(&mut self, now_us: u64, length: usize) -> Option<&'static str> {
+        let LinkOptions {
+            deaf_us,
+            mtu_bytes,
+            cut,
+            cut_us,
+            burst,
+            burst_packets,
+            loss,
+            ..
+        } = self.options;
+        if self.random.chance(cut) && now_us >= self.cut_until_us {
+            self.cut_until_us = now_us + cut_us;
+            self.counts.one("cuts");
+        }
+        if self.bad {
+            self.bad = self.random.below(burst_packets.max(1)) != 0;
+        } else if self.random.chance(burst) {
+            self.bad = true;
+            self.counts.one("bursts");
+        }
+        let long = mtu_bytes > 0 && u64::try_from(length).unwrap_or(0) > mtu_bytes;
+        if now_us < deaf_us {
+            Some("no neighbour")
+        } else if now_us < self.cut_until_us {
+            Some("cut off")
+        } else if long {
+            Some("over the MTU")
+        } else if self.bad && self.random.chance(800) {
+            Some("lost in bursts")
+        } else {
+            self.random.chance(loss).then_some("lost")
+        }
+    }
+
+    /// When a packet has passed the narrowest part; `None` if its queue is full.
+    fn narrow(&mut self, now_us: u64, length: usize) -> Option<u64> {
+        let LinkOptions {
+            rate,
+            queue_packets,
+            ..
+        } = self.options;
+        if rate == 0 {
+            return Some(now_us);
+        }
+        while self.queue.front().is_some_and(|left| *left <= now_us) {
+            self.queue.pop_front();
+        }
+        if u64::try_from(self.queue.len()).unwrap_or(0) >= queue_packets {
+            return None;
+        }
+        let begin_us = self.queue.back().map_or(now_us, |left| (*left).max(now_us));
+        let end_us = begin_us + u64::try_from(length).unwrap_or(0) * 1000 / rate;
+        self.queue.push_back(end_us);
+        if end_us > now_us {
+            self.counts.one("queued");
+        }
+        Some(end_us)
+    }
+
+    fn arrival(&mut self, begin_us: u64, bytes: &[u8], fate: Option<Fate>) -> Arrival {
         let mut bytes = bytes.to_vec();
-        let mut delay = self.options.delay_us;
+        let mut at_us = begin_us + self.options.delay_us;
         match fate {
-            Some(Fate::Delay) => delay += 3000,
-            Some(_) => {}
+            Some(Fate::Delay) => at_us += 3000,
+            Some(Fate::Deliver | Fate::Drop | Fate::Duplicate) => {}
             None => {
                 if self.options.jitter_us > 0 {
-                    delay += self.random.exponential(self.options.jitter_us);
+                    at_us += self.random.exponential(self.options.jitter_us);
+                }
+                if self.random.chance(self.options.clog) {
+                    self.clogged_until_us = self.clogged_until_us.max(at_us + self.options.clog_us);
+                    self.counts.one("clogs");
+                }
+                if at_us < self.clogged_until_us {
+                    at_us = self.clogged_until_us;
+                    self.counts.one("clogged");
                 }
                 self.damage(&mut bytes);
             }
         }
-        let at_us = now_us + delay;
-        self.counts.overtaking += u64::from(at_us < self.latest_us);
+        if at_us < self.latest_us {
+            self.counts.one("overtaking");
+        }
         self.latest_us = self.latest_us.max(at_us);
         Arrival { at_us, bytes }
     }
@@ -120,14 +225,14 @@ impl Link {
         if length == 0 {
             return;
         }
-        if self.random.chance(self.options.corrupt_permille) {
+        if self.random.chance(self.options.corrupt) {
             let bit = self.random.below(length * 8);
             bytes[usize::try_from(bit / 8).unwrap_or(0)] ^= 1 << (bit % 8);
-            self.counts.corrupted += 1;
+            self.counts.one("corrupted");
         }
-        if self.random.chance(self.options.truncate_permille) {
+        if self.random.chance(self.options.truncate) {
             bytes.truncate(usize::try_from(self.random.below(length)).unwrap_or(0));
-            self.counts.truncated += 1;
+            self.counts.one("truncated");
         }
     }
 }

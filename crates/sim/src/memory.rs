@@ -5,6 +5,7 @@ use proto::client::{PageStatus, Pass};
 use proto::record::RamRange;
 use proto::units::{PAGE_BYTES, Pfn};
 
+use crate::options::Options;
 use crate::random::Random;
 
 /// What a page is.
@@ -19,6 +20,9 @@ pub enum Content {
     /// Reading it fails.
     Unreadable,
 }
+
+/// What a filter level other than 0 leaves out, one page in this many.
+const EXCLUDED_IN: u64 = 8;
 
 /// A host's memory.
 #[derive(Clone, Debug)]
@@ -47,6 +51,13 @@ impl Memory {
         Self { seed, ranges }
     }
 
+    /// The memory of host `index` of a world. Hosts have different sizes.
+    #[must_use]
+    pub fn of(options: &Options, index: u64) -> Self {
+        let pages = options.host.ram_pages.max(1);
+        Self::new(options.seed ^ (index << 48), (pages >> index).max(1))
+    }
+
     /// The ranges of System RAM.
     #[must_use]
     pub fn ranges(&self) -> &[RamRange] {
@@ -58,6 +69,14 @@ impl Memory {
         self.ranges.iter().flat_map(|range| {
             let first = range.first.get();
             (first..first + range.pages.get()).map(Pfn)
+        })
+    }
+
+    /// The page frame numbers from `first` up to, not including, `end`.
+    pub fn pfns_between(&self, first: Pfn, end: Pfn) -> impl Iterator<Item = Pfn> + '_ {
+        self.ranges.iter().flat_map(move |range| {
+            let (from, to) = (range.first.get(), range.first.get() + range.pages.get());
+            (from.max(first.0)..to.min(end.0)).map(Pfn)
         })
     }
 
@@ -81,10 +100,19 @@ impl Memory {
         if precious { Pass::Precious } else { Pass::Rest }
     }
 
+    /// Whether filter level `filter` leaves page `pfn` out.
+    #[must_use]
+    pub fn excluded(&self, pfn: Pfn, filter: u8) -> bool {
+        filter > 0 && Random::new(self.seed ^ pfn.0).fork(7).below(EXCLUDED_IN) == 0
+    }
+
     /// Reads page `pfn` into `out` for `pass`.
-    pub fn read(&self, pfn: Pfn, pass: Pass, out: &mut [u8]) -> PageStatus {
+    pub fn read(&self, pfn: Pfn, pass: Pass, filter: u8, out: &mut [u8]) -> PageStatus {
         if pass != Pass::Both && self.pass(pfn) != pass {
             return PageStatus::OtherPass;
+        }
+        if self.excluded(pfn, filter) {
+            return PageStatus::Excluded;
         }
         let mut random = Random::new(self.seed ^ pfn.0).fork(6);
         match self.content(pfn) {
@@ -110,7 +138,7 @@ impl Memory {
     #[must_use]
     pub fn page(&self, pfn: Pfn) -> Option<[u8; PAGE_BYTES]> {
         let mut page = [0; PAGE_BYTES];
-        let status = self.read(pfn, self.pass(pfn), &mut page);
+        let status = self.read(pfn, Pass::Both, 0, &mut page);
         (status == PageStatus::Read).then_some(page)
     }
 }

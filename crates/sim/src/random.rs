@@ -36,8 +36,8 @@ impl Random {
     }
 
     /// True in `permille` of 1000 draws.
-    pub fn chance(&mut self, permille: u32) -> bool {
-        self.below(1000) < u64::from(permille)
+    pub fn chance(&mut self, permille: u64) -> bool {
+        self.below(1000) < permille
     }
 
     /// An exponentially distributed number with the given mean, in integers: the number of fair

@@ -329,9 +329,29 @@ impl Window {
         if fresh > 0 {
             self.backoff = 0;
             self.timer_from = now;
+        } else if self.is_empty() && self.patience > Micros::new(0) {
+            // It was asked and has answered: the wait begins anew.
+            self.backoff = 0;
         }
         self.find_losses();
         self.steer(fresh);
+    }
+
+    /// The server was restarted: what had arrived ahead of its turn was in its memory only, so that
+    /// it counts as lost, unless the new server's reply says otherwise.
+    pub(super) fn server_restarted(&mut self) {
+        let mut number = self.base;
+        while number < self.next {
+            let mut forgotten = 0;
+            if let Some(slot) = self.slot_mut(number)
+                && slot.state == State::Acknowledged
+            {
+                slot.state = State::Lost;
+                forgotten = 1;
+            }
+            self.lost = self.lost.saturating_add(forgotten);
+            number = number.plus(1);
+        }
     }
 
     /// A sample of the round trip, if the packet that arrived last was sent once and is news.
@@ -365,7 +385,8 @@ impl Window {
     }
 
     fn timeout(&self) -> Micros {
-        if self.is_empty() && self.patience > Micros::new(0) {
+        // Once it has asked, it asks again as soon as with everything else: its question may be lost.
+        if self.is_empty() && self.patience > Micros::new(0) && self.backoff == 0 {
             return self.patience;
         }
         let base = match self.round_trip {

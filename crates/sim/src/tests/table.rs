@@ -4,32 +4,31 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::complete;
+use super::{complete, with};
 use crate::Options;
-use crate::options::LinkOptions;
 
 #[test]
 fn time_over_loss_and_round_trip() {
     let mut table =
         String::from("loss permille | round trip us | time us | packets | sent again\n");
-    for loss_permille in [0, 1, 10, 50, 100] {
+    for loss in [0, 1, 10, 50, 100] {
         for round_trip_us in [200, 1000, 10_000, 50_000] {
-            let calm = Options::calm(7);
-            let link = LinkOptions {
-                loss_permille,
-                delay_us: round_trip_us / 2,
-                ..calm.up
+            let delay_us = round_trip_us / 2;
+            let mut options = Options {
+                seed: 7,
+                ..with("host.ram_pages=2000 server.credit=4096")
             };
-            let report = complete(&Options {
-                up: link,
-                down: link,
-                credit: 4096,
-                ..calm
-            });
-            let (time, packets, resent) = (report.time_us, report.packets, report.resent);
+            for link in [&mut options.up, &mut options.down] {
+                link.loss = loss;
+                link.delay_us = delay_us;
+            }
+            let report = complete(&options);
+            let time = report.time_us;
+            let [packets, again] =
+                ["host: packets", "host: sent again"].map(|name| report.counts.get(name));
             writeln!(
                 table,
-                "{loss_permille:>13} | {round_trip_us:>13} | {time:>7} | {packets:>7} | {resent:>10}"
+                "{loss:>13} | {round_trip_us:>13} | {time:>7} | {packets:>7} | {again:>10}"
             )
             .expect("writing to a string");
         }
