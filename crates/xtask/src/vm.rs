@@ -218,11 +218,7 @@ fn prepare(guest: &Guest, variant: Variant) -> Result<Run> {
             .arg("--crash-reader")
             .arg(packages::crash_reader()?.join(" "));
         command.arg("--drgn").arg(packages::drgn()?);
-        if guest
-            .filter
-            .or(guest.arm_filter)
-            .is_some_and(|level| level > 0)
-        {
+        if guest.filter.unwrap_or(0) | guest.arm_filter.unwrap_or(0) > 0 {
             command
                 .arg("--makedumpfile")
                 .arg(packages::makedumpfile()?.join(" "));
