@@ -57,7 +57,7 @@ enum Task {
     /// Boots one guest with a stock kernel, arms it, crashes it, and judges what arrived.
     Vm {
         #[command(flatten)]
-        guest: Guest,
+        guest: Box<Guest>,
         /// Print one JSON object as the last line of standard output.
         #[arg(long)]
         json: bool,
@@ -132,7 +132,7 @@ enum Bench {
     /// Goodput of a dump, as a ratio to the limit measured in the same guest.
     Dump {
         #[command(flatten)]
-        guest: Guest,
+        guest: Box<Guest>,
         /// Print one JSON object instead of a table.
         #[arg(long)]
         json: bool,
