@@ -76,6 +76,7 @@ impl Anatomy {
             open: false,
             has_lock_line: false,
             waits_for_lock: false,
+            user: false,
         };
         for (number, line) in lines.enumerate() {
             if number == 0 {
@@ -101,6 +102,8 @@ struct Parser {
     open: bool,
     has_lock_line: bool,
     waits_for_lock: bool,
+    /// Whether the registers that come are those of user mode.
+    user: bool,
 }
 
 impl Parser {
@@ -163,7 +166,10 @@ impl Parser {
         self.panic(text);
         self.lock_line(text);
         self.facts(text);
-        self.registers(text);
+        if !self.user {
+            self.code(text);
+            self.registers(text);
+        }
         self.notes(text);
     }
 
@@ -264,8 +270,10 @@ impl Parser {
         {
             // The user's registers end a stack.
             self.open = code.is_empty();
+            self.user = true;
             return true;
         }
+        self.user = false;
         let Some(mut frame) = Frame::within(rest) else {
             return true;
         };
@@ -400,13 +408,18 @@ impl Parser {
             a.task = Some(task.to_owned());
             a.pid = pid.parse().ok();
         }
-        if let Some(code) = text
+    }
+
+    /// The bytes around the program counter.
+    fn code(&mut self, text: &str) {
+        let code = text
             .strip_prefix("Code: ")
             .or_else(|| text.strip_prefix("code: "))
-            && a.code.is_none()
-            && code.bytes().any(|b| b.is_ascii_digit())
+            .filter(|code| code.bytes().any(|b| b.is_ascii_digit()));
+        if let Some(code) = code
+            && self.anatomy.code.is_none()
         {
-            a.code = Some(code.trim().to_owned());
+            self.anatomy.code = Some(code.trim().to_owned());
         }
     }
 

@@ -86,6 +86,8 @@ mod tests {
                 .as_deref()
                 .is_some_and(|code| code.contains("<48>"))
         );
+        let is_user = |name: &str| report.registers.iter().any(|(known, _)| known == name);
+        assert!(!is_user("R15"), "a register of user mode");
         let rbx = report.registers.iter().find(|(name, _)| name == "RBX");
         assert_eq!(
             rbx.map(|(_, value)| value.as_str()),
