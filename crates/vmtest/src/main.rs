@@ -102,7 +102,7 @@ struct Options {
     /// Filter level that the guest demands
     #[arg(long, default_value = "0", value_parser = clap::value_parser!(u8).range(0..=31))]
     arm_filter: u8,
-    /// The guest keeps the crashing task's user memory
+    /// The guest keeps the crashing task's user memory; for crashes in process context
     #[arg(long)]
     keep_user: bool,
     /// The kernel with symbols; without it drgn and crash cannot read
@@ -146,6 +146,11 @@ fn execute(options: &Options) -> Result<bool> {
             .unwrap_or_default();
         u64::from(now.subsec_nanos())
     });
+    ensure!(
+        !options.keep_user || options.crash.is_in_process(),
+        "--keep-user needs a crash in process context: with {} the crashing task is any",
+        options.crash.name()
+    );
     let folder = Folder::new(options.keep.as_deref())?;
     let plan = plan(options, seed);
     let bar = bar(options.memory);

@@ -137,6 +137,12 @@ impl Crash {
         }
     }
 
+    /// Whether the guest's first program is what crashes: other crashes take the task by surprise.
+    #[must_use]
+    pub fn is_in_process(self) -> bool {
+        !matches!(self, Self::OopsSoftirq | Self::OopsHardirq | Self::IrqsOff)
+    }
+
     /// The function that must be on the crashed thread's stack.
     #[must_use]
     pub fn function(self) -> &'static str {
