@@ -48,8 +48,11 @@
 /* Threads whose stacks the State text may show, so that a list that is broken into a ring ends. */
 #define ND_THREADS_MAX		65536
 
-/* Pages of received frames that are remembered; drivers use the same few again and again. */
-#define ND_TOUCHED_MAX		256
+/*
+ * Pages of received frames that are remembered. Drivers use the same few again and again, once each buffer of a ring of
+ * 256 has been used, whose frame, data and page may lie in three pages.
+ */
+#define ND_TOUCHED_MAX		1024
 
 /* A range of kernel addresses. */
 struct nd_bytes {

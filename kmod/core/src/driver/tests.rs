@@ -318,6 +318,28 @@ fn a_session_can_be_taken_to_a_server_by_its_index() {
 }
 
 #[test]
+fn a_device_that_keeps_all_buffers_is_polled_now_and_then_and_not_asked_to_hurry() {
+    let mut driver = crashed(&[server(2)]);
+    let mut frames = FakeFrames::new();
+    frames.kept = true;
+    let mut now = Instant::from_micros(0);
+    let mut steps = 0;
+    while now < Instant::from_micros(10_000) {
+        let Next::Wait(until) = next(&mut driver, now, &mut frames) else {
+            panic!("a buffer is used that the device has")
+        };
+        now = until;
+        steps += 1;
+    }
+    assert!((10..=100).contains(&steps), "{steps} steps in 10 ms");
+    frames.kept = false;
+    assert!(matches!(
+        next(&mut driver, now, &mut frames),
+        Next::Send { .. }
+    ));
+}
+
+#[test]
 fn silent_servers_are_tried_in_turn_without_a_nonce_used_twice_until_it_is_enough() {
     let mut driver = crashed(&[server(2), server(3)]);
     let mut frames = FakeFrames::new();
