@@ -158,6 +158,14 @@ impl Writer {
             .is_some_and(|index| self.seen.contains(index))
     }
 
+    /// Whether `pfn` is RAM and was not given yet.
+    #[must_use]
+    pub fn lacks(&self, pfn: Pfn) -> bool {
+        self.ram
+            .index(pfn)
+            .is_some_and(|index| !self.seen.contains(index))
+    }
+
     /// Writes headers, notes and maps, and waits until all of it is on the disk. Pages that were
     /// never given are missing: the file says that it is incomplete.
     ///

@@ -1,14 +1,15 @@
 //! netdump, the product: what a host runs to be armed and what a server runs to receive crashes.
 //!
 //! On a host: [`key`] files, the [`way`] to a server asked from the kernel over [`netlink`], the
-//! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`]. From a file to a
-//! server, as a host would: [`send`]. Anywhere:
-//! [`triage`].
+//! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`], and
+//! [`operate`], which asks a running one. From a file to a server, as a host would: [`send`].
+//! Anywhere: [`triage`].
 
 pub mod arm;
 pub mod key;
 pub mod module;
 pub mod netlink;
+pub mod operate;
 pub mod send;
 pub mod serve;
 pub mod time;

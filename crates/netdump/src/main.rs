@@ -15,12 +15,15 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::{Args, Parser, Subcommand};
 use netdump::arm;
 use netdump::key::{HostKey, HostName};
+use netdump::operate;
 use netdump::send::{self, Origin};
 use netdump::serve::events::Events;
 use netdump::serve::finish::Format;
 use netdump::serve::hub::Policy;
+use netdump::serve::registry::SESSIONS_MAX;
 use netdump::serve::signal::Signals;
-use netdump::serve::{Options, SILENCE_MAX, Server};
+use netdump::serve::verdict::{Deed, Order};
+use netdump::serve::{LINGER, Options, SILENCE_MAX, Server};
 use netdump::triage;
 use serde::Serialize;
 
@@ -65,6 +68,74 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         explain: bool,
     },
+    /// List the crashes that a running server is receiving.
+    List {
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Say what is wanted of a crash that a running server is receiving.
+    Verdict(VerdictArgs),
+    /// Get pages from a crashed host that is held, or still sends, and print or save them.
+    Pull(PullArgs),
+}
+
+#[derive(Args)]
+struct ServerArgs {
+    /// The dump directory of the server.
+    #[arg(long, global = true, default_value = "/var/crash")]
+    dumpdir: PathBuf,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct VerdictArgs {
+    /// The crash: the name of its directory.
+    crash: String,
+    #[command(subcommand)]
+    order: OrderArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Subcommand)]
+enum OrderArgs {
+    /// Send the memory.
+    Full {
+        /// Which pages to leave out, instead of those that the server was started with.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(0..=31))]
+        filter: Option<u8>,
+    },
+    /// Send no more pages, but tasks and memory state as text.
+    LogOnly,
+    /// Send nothing more until told.
+    Hold,
+    /// Go to another one of the servers that the host was armed for.
+    Redirect {
+        /// Its address and port.
+        address: SocketAddr,
+    },
+    /// Send nothing more and reboot.
+    Reboot,
+    /// Send nothing more, stop and stay down.
+    Halt,
+    /// Send nothing more and go on as the kernel's panic_timeout says.
+    Stay,
+}
+
+#[derive(Args)]
+struct PullArgs {
+    /// The crash: the name of its directory.
+    crash: String,
+    /// The pages: PFN or PFN+COUNT; 0x for hexadecimal.
+    #[arg(required = true)]
+    pages: Vec<String>,
+    /// Write their contents to this file, instead of printing them.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Subcommand)]
@@ -132,6 +203,19 @@ struct ServeArgs {
     /// private data of a file system, and all other), 8 (user memory), 16 (free pages).
     #[arg(long, default_value_t = 31, value_parser = clap::value_parser!(u8).range(0..=31))]
     filter: u8,
+    /// Hold every crash until `netdump verdict` says what to do with it.
+    #[arg(long, conflicts_with = "verdict")]
+    hold: bool,
+    /// Send crashes on to this server, those whose host was armed for it.
+    #[arg(long, conflicts_with = "hold")]
+    redirect: Option<SocketAddr>,
+    /// What hosts do in the end.
+    #[arg(long, value_enum, default_value = "reboot")]
+    action: Deed,
+    /// How many hosts send their pages at a time; the others wait for their turn. What comes before
+    /// the pages everybody sends at once.
+    #[arg(long, default_value_t = SESSIONS_MAX)]
+    active: usize,
     /// Print one JSON object an event on stdout.
     #[arg(long)]
     json: bool,
@@ -226,6 +310,17 @@ fn run(command: Command) -> Result<()> {
             };
             triage::run(&files, form)
         }
+        Command::List { server } => print(server.json, &operate::list(&server.dumpdir)?),
+        Command::Verdict(args) => {
+            let VerdictArgs {
+                crash,
+                order,
+                server,
+            } = args;
+            let told = operate::verdict(&server.dumpdir, crash, order.into())?;
+            print(server.json, &told)
+        }
+        Command::Pull(args) => pull(args),
     }
 }
 
@@ -257,6 +352,38 @@ fn run_send(args: SendArgs) -> Result<()> {
     }
 }
 
+fn pull(args: PullArgs) -> Result<()> {
+    let PullArgs {
+        crash,
+        pages,
+        out,
+        server,
+    } = args;
+    let ranges = pages
+        .iter()
+        .map(|text| operate::parse_range(text))
+        .collect::<Result<_>>()?;
+    let pulled = operate::pull(&server.dumpdir, crash, ranges)?;
+    match out {
+        Some(out) => pulled.save(&out),
+        None => print(server.json, &pulled),
+    }
+}
+
+impl From<OrderArgs> for Order {
+    fn from(args: OrderArgs) -> Self {
+        match args {
+            OrderArgs::Full { filter } => Self::Full { filter },
+            OrderArgs::LogOnly => Self::LogOnly,
+            OrderArgs::Hold => Self::Hold,
+            OrderArgs::Redirect { address } => Self::Redirect(address),
+            OrderArgs::Reboot => Self::Over(Deed::Reboot),
+            OrderArgs::Halt => Self::Over(Deed::Halt),
+            OrderArgs::Stay => Self::Over(Deed::Stay),
+        }
+    }
+}
+
 fn run_server(args: ServeArgs) -> Result<()> {
     // Before any thread starts, so that all of them leave the signals to this one.
     let signals = Signals::block().context("cannot block signals")?;
@@ -267,6 +394,10 @@ fn run_server(args: ServeArgs) -> Result<()> {
         format,
         verdict: policy,
         filter,
+        hold,
+        redirect,
+        action,
+        active,
         json,
     } = args;
     let threads = thread::available_parallelism()
@@ -279,8 +410,13 @@ fn run_server(args: ServeArgs) -> Result<()> {
         format,
         policy,
         filter,
+        hold,
+        redirect,
+        action,
+        active,
         threads,
         silence: SILENCE_MAX,
+        linger: LINGER,
     };
     let server = Server::start(&options, Events::new(json))?;
     signals.wait().context("cannot wait for signals")?;

@@ -1,25 +1,39 @@
 //! `netdump serve`: receives crashes and puts each into a directory of its own.
 //!
 //! How a datagram travels: a [`reception`] thread takes a batch from its [`socket`], finds each
-//! datagram's [`session`] in the [`registry`] and gives it to the session's engine; what became
-//! complete of the stream goes to the [`spool`], then through [`content`] to the log; then the
-//! engine replies. At the end [`closing`] syncs the spool, tells the host to reboot and has
-//! [`finish`] write the vmcore.
+//! datagram's [`session`] in the [`registry`] and gives it to the session's engine. What became
+//! complete of the stream a thread of [`writers`] brings to the session's [`disk`]: into the
+//! [`spool`], then through [`content`] to the log; then the engine replies. When it is known who
+//! crashed, [`verdict`] decides what is wanted, as [`admission`] has places. At the end [`closing`]
+//! syncs the spool, tells the host to reboot and has [`finish`] write the vmcore.
+//!
+//! A crash is a directory, whatever happens on the way: [`revive`] takes it up from its spools,
+//! [`rest`] asks for what an attempt before did not bring. [`control`] is how people look and
+//! interfere.
 
+pub mod admission;
 pub mod closing;
 pub mod content;
+pub mod control;
 pub mod directory;
+pub mod disk;
 pub mod drops;
 pub mod events;
 pub mod finish;
 pub mod hold;
 pub mod hub;
+pub mod log;
+pub mod ranges;
 pub mod reception;
 pub mod registry;
+pub mod rest;
+pub mod revive;
 pub mod session;
 pub mod signal;
 pub mod socket;
 pub mod spool;
+pub mod verdict;
+pub mod writers;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -31,17 +45,20 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use self::directory::{CrashDir, SessionFile};
+use self::control::Control;
+use self::directory::CrashDir;
 use self::drops::DropCounts;
 use self::events::{Event, Events};
 use self::finish::Format;
-use self::hub::{Hub, Parts, Policy};
-use self::registry::{Entry, lock};
+use self::hub::{Hub, Parts, Policy, SPACE_LAST_BYTES, free_bytes};
+use self::registry::{Shared, lock};
 use self::session::{Phase, Session};
+use self::verdict::{Deed, Want};
+use self::writers::WRITERS;
 use crate::key::Keyring;
 
 /// How a server is to run.
@@ -59,14 +76,28 @@ pub struct Options {
     pub policy: Policy,
     /// Filter level: which pages hosts leave out.
     pub filter: u8,
+    /// Every crash is held until a person says what to do with it.
+    pub hold: bool,
+    /// Crashes go to this other server, if their host was armed for it.
+    pub redirect: Option<SocketAddr>,
+    /// What hosts do in the end.
+    pub action: Deed,
+    /// Sessions that send pages at a time.
+    pub active: usize,
     /// Receive threads.
     pub threads: usize,
     /// A session that is silent for so long is over.
     pub silence: Duration,
+    /// The spools of an incomplete crash wait for so long for its host to come back.
+    pub linger: Duration,
 }
 
 /// A session that is silent for so long is over: longer than a client looks for its server.
 pub const SILENCE_MAX: Duration = Duration::from_secs(180);
+
+/// The spools of an incomplete crash wait for so long for its host to come back: as long as a client
+/// can be told to look for a server.
+pub const LINGER: Duration = Duration::from_secs(proto::arming::GIVE_UP_SECONDS_MAX as u64);
 
 /// A running server. Dropping it without [`Self::stop`] leaves its threads running.
 pub struct Server {
@@ -104,20 +135,16 @@ impl Server {
             ));
         }
         let hub = Arc::new(Hub::new(Parts {
-            dumpdir: options.dumpdir.clone(),
-            keys_dir: options.keys.clone(),
+            options,
             ring,
-            format: options.format,
-            policy: options.policy,
-            filter: options.filter,
-            silence: options.silence,
             events,
             socket: sockets[0]
                 .try_clone()
                 .context("cannot duplicate a socket")?,
             buffer_bytes,
         }));
-        recover(&hub)?;
+        let control = Control::open(&options.dumpdir)?;
+        revive::recover(&hub)?;
         hub.events.tell(&Event::Listening {
             address,
             dumpdir: options.dumpdir.clone(),
@@ -130,8 +157,14 @@ impl Server {
             let hub = Arc::clone(&hub);
             threads.push(spawn("receive", move || reception::run(&hub, &socket))?);
         }
+        for _ in 0..WRITERS {
+            let there = Arc::clone(&hub);
+            threads.push(spawn("write", move || writers::run(&there))?);
+        }
         let there = Arc::clone(&hub);
         threads.push(spawn("housekeeping", move || keep_house(&there))?);
+        let there = Arc::clone(&hub);
+        threads.push(spawn("control", move || control.run(&there))?);
         Ok(Self {
             hub,
             address,
@@ -168,8 +201,13 @@ impl Server {
         }
         let live = self.hub.registry.live();
         for session in &live {
+            let Some(disk) = lock(session).disk() else {
+                continue;
+            };
+            let mut disk = lock(&disk);
+            let written = disk.write_log();
             let mut session = lock(session);
-            let written = session.write_log(true);
+            session.learn(&disk, true);
             if let Err(error) =
                 written.and_then(|()| session.write_file(directory::State::Receiving, None))
             {
@@ -238,76 +276,24 @@ fn no_ipv6(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
-/// Remembers the sessions that are over, and takes up those that have a spool in a thread of its
-/// own.
-fn recover(hub: &Arc<Hub>) -> Result<()> {
-    let found = CrashDir::scan(&hub.dumpdir, |warning| hub.events.warn(warning))?;
-    let mut unfinished = Vec::new();
-    for (dir, file) in found {
-        let Some(id) = file.id() else { continue };
-        if dir.file(spool::SPOOL_FILE).exists() {
-            hub.registry.set(id, Entry::Recovering);
-            unfinished.push((dir, file));
-        } else {
-            hub.registry.set(id, Entry::Done(file.over()));
-        }
-    }
-    let there = Arc::clone(hub);
-    hub.spawn(move || {
-        for (dir, file) in unfinished {
-            let path = dir.path().to_owned();
-            if let Err(error) = resume(&there, dir, &file) {
-                there.events.warn(format!(
-                    "{} cannot be taken up again: {error:#}",
-                    path.display()
-                ));
-            }
-        }
-    });
-    Ok(())
-}
-
-fn resume(hub: &Arc<Hub>, dir: CrashDir, file: &SessionFile) -> Result<()> {
-    let id = file.id().context("its session.json names no session")?;
-    let key = hub
-        .key(id.key)
-        .ok_or_else(|| anyhow!("the key {} of {} is not there", file.key, file.host))?;
-    let (session, due) = Session::resume(&key, dir, file, &hub.held_bytes, &hub.stop)?;
-    hub.events.tell(&Event::Session {
-        about: session.about().clone(),
-        peer: session.peer().address,
-        resumed_bytes: Some(session.spool().bytes()),
-    });
-    let session = Arc::new(std::sync::Mutex::new(session));
-    hub.registry.set(id, Entry::Live(Arc::clone(&session)));
-    drop(reception::act(hub, &session, lock(&session), due));
-    Ok(())
-}
-
-/// What is done by the clock: progress, logs, sessions that died, counts.
+/// What is done by the clock: progress, logs, sessions that died, a disk that fills, counts.
 fn keep_house(hub: &Arc<Hub>) {
     let mut told = DropCounts::default();
     let mut told_at = Instant::now();
     while !hub.stopping() {
         thread::sleep(HOUSEKEEPING_EVERY);
         for shared in hub.registry.live() {
-            let mut session = lock(&shared);
-            if session.phase() == Phase::Closing {
-                continue;
+            look_after(hub, &shared);
+        }
+        for path in hub.registry.expired(hub.linger) {
+            closing::expire(hub, &CrashDir::at(path));
+        }
+        match free_bytes(&hub.dumpdir) {
+            Ok(free) if free < SPACE_LAST_BYTES => {
+                verdict::stop_pages(hub, &format!("the disk has {} MiB left", free >> 20));
             }
-            if let Err(error) = session.write_log(true) {
-                hub.events.warn_rarely(format!("{error:#}"));
-            }
-            tell_progress(hub, &session);
-            if session.heard_at().elapsed() >= hub.silence {
-                drop(session);
-                let seconds = hub.silence.as_secs_f64();
-                closing::start(
-                    hub,
-                    &shared,
-                    Some(format!("nothing was heard for {seconds} s")),
-                );
-            }
+            Ok(_) => {}
+            Err(error) => hub.events.warn_rarely(format!("{error:#}")),
         }
         let counts = hub.drops.counts();
         if counts != told && told_at.elapsed() >= DROPS_EVERY {
@@ -315,6 +301,39 @@ fn keep_house(hub: &Arc<Hub>) {
             hub.events.tell(&Event::Drops { counts });
         }
     }
+}
+
+fn look_after(hub: &Arc<Hub>, shared: &Shared) {
+    let (disk, gone) = {
+        let session = lock(shared);
+        if session.phase() == Phase::Closing {
+            return;
+        }
+        tell_progress(hub, &session);
+        (session.disk(), is_gone(hub, &session))
+    };
+    // A writer that has it, and may wait for the disk, writes the log itself.
+    if let Some(disk) = disk
+        && let Ok(mut disk) = disk.try_lock()
+        && let Err(error) = disk.write_log()
+    {
+        hub.events.warn_rarely(format!("{error:#}"));
+    }
+    if let Some(why) = gone {
+        closing::start(hub, shared, Some(why));
+    }
+}
+
+/// Why nothing more is to come of a session, if that is so.
+fn is_gone(hub: &Hub, session: &Session) -> Option<String> {
+    let silent = session.heard_at().elapsed();
+    if let Some(Want::Redirect(target)) = session.wanted()
+        && silent >= REDIRECTED.min(hub.silence)
+    {
+        return Some(format!("the host went to {}", target.address));
+    }
+    let seconds = hub.silence.as_secs_f64();
+    (silent >= hub.silence).then(|| format!("nothing was heard for {seconds} s"))
 }
 
 fn tell_progress(hub: &Hub, session: &Session) {
@@ -336,3 +355,5 @@ const LOCK_FILE: &str = ".netdump.lock";
 const BUFFER_BYTES_WANTED: usize = 16 << 20;
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
 const DROPS_EVERY: Duration = Duration::from_secs(5);
+/// A host that was sent to another server and is silent for so long is there.
+const REDIRECTED: Duration = Duration::from_secs(3);

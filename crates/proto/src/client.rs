@@ -483,7 +483,7 @@ impl Client {
             | Verdict::Full { .. }
             | Verdict::LogOnly
             | Verdict::Nothing
-            | Verdict::Hold
+            | Verdict::Hold { .. }
             | Verdict::Redirect { .. } => Micros::new(0),
         });
         // A server that knows nothing of the session says that it has nothing of it. Unless it had

@@ -59,7 +59,10 @@ pub enum Verdict {
         seconds: u16,
     },
     /// Stay, send no pages but those that are pulled, until the verdict changes.
-    Hold,
+    Hold {
+        /// Filter level for what is pulled meanwhile; 0 sends whatever is asked for.
+        filter: u8,
+    },
     /// Go to another one of the servers that the host was armed for.
     Redirect {
         /// Its place in [`crate::record::Hello::servers`].
@@ -156,7 +159,7 @@ impl Reply {
             Verdict::LogOnly => (2, 0),
             Verdict::Nothing => (3, 0),
             Verdict::Wait { seconds } => (4, seconds),
-            Verdict::Hold => (5, 0),
+            Verdict::Hold { filter } => (5, u16::from(filter)),
             Verdict::Redirect { server } => (6, u16::from(server)),
         };
         let action = match self.action {
@@ -214,7 +217,7 @@ impl Reply {
             4 => Verdict::Wait {
                 seconds: raw.argument.get().clamp(1, WAIT_SECONDS_MAX),
             },
-            5 => Verdict::Hold,
+            5 => Verdict::Hold { filter: small? },
             6 => Verdict::Redirect { server: small? },
             _ => return None,
         };

@@ -4,7 +4,8 @@
 //! One entry, [`Session::handle`] (in), gives stream bytes in order to its caller; one exit,
 //! [`Session::reply`] (out), makes the reply that is due by [`Session::reply_at`]. The contract
 //! that makes an acknowledgement worth something: **the caller writes what `handle` delivered
-//! before it calls `reply`**. `now` must not go back.
+//! before it calls `reply`**, or it says with [`Session::set_written`] how far it has written, and
+//! calls `reply` at any time. `now` must not go back.
 //!
 //! What arrives ahead of its turn is kept in a [`Hold`] of the caller's, so that the caller owns,
 //! bounds and counts that memory.
@@ -68,6 +69,8 @@ pub struct Session {
     attempt: u16,
     first: PacketNumber,
     next: PacketNumber,
+    /// Packets from this one on are not acknowledged, delivered or not.
+    unwritten: PacketNumber,
     /// One after the largest packet received.
     seen_end: PacketNumber,
     ahead: [u64; WORDS],
@@ -109,6 +112,7 @@ impl Session {
             attempt,
             first,
             next,
+            unwritten: PacketNumber(u64::MAX),
             seen_end: next,
             ahead: [0; WORDS],
             credit: FIRST_CREDIT_PACKETS,
@@ -174,9 +178,10 @@ impl Session {
     /// length.
     #[must_use]
     pub fn reply(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
-        self.credit_end = self.credit_end.max(self.next.plus(self.credit));
+        let written = self.next.min(self.unwritten);
+        self.credit_end = self.credit_end.max(written.plus(self.credit));
         let reply = Reply {
-            next: self.next,
+            next: written,
             credit_end: self.credit_end,
             latest: self.latest,
             delay: now.since(self.latest_at),
@@ -185,7 +190,7 @@ impl Session {
             action: self.action,
         };
         let mut bitmap = [0; BITMAP_BYTES_MAX];
-        let used = self.bitmap(&mut bitmap);
+        let used = self.bitmap(written, &mut bitmap);
         let pull = Pull {
             number: self.pull,
             ranges: self.pull_ranges.get(..self.pull_used)?,
@@ -199,7 +204,9 @@ impl Session {
         };
         self.replies = self.replies.saturating_add(1);
         self.statistics.replies = self.statistics.replies.saturating_add(1);
-        self.unanswered = 0;
+        // What is delivered and not written waits for a further reply.
+        self.unanswered = u32::try_from(self.next.since(written)).unwrap_or(u32::MAX);
+        self.unanswered_since = now;
         self.urgent = false;
         seal_server(&self.keys.server, &header, &self.incarnation, out, payload)
     }
@@ -248,6 +255,12 @@ impl Session {
     /// [`WINDOW_PACKETS_MAX`]. What was granted before stays granted.
     pub fn set_credit(&mut self, packets: u64) {
         self.credit = packets.min(WINDOW);
+    }
+
+    /// In: everything below `next` is written, and nothing above it may be acknowledged. Without a
+    /// call, everything delivered is.
+    pub fn set_written(&mut self, next: PacketNumber) {
+        self.unwritten = next;
     }
 
     /// Getter: the verdict so far.
@@ -306,18 +319,19 @@ impl Session {
         }
     }
 
-    /// Fills the reply's bitmap; returns how many bytes of it are used.
-    fn bitmap(&self, bitmap: &mut [u8; BITMAP_BYTES_MAX]) -> usize {
+    /// Fills the bitmap of a reply that acknowledges everything below `written`; returns how many
+    /// bytes of it are used. What is delivered but not written is received.
+    fn bitmap(&self, written: PacketNumber, bitmap: &mut [u8; BITMAP_BYTES_MAX]) -> usize {
         let mut used = 0_usize;
-        let mut number = self.next.plus(1);
+        let mut number = written.plus(1);
         for (index, byte) in bitmap.iter_mut().enumerate() {
             if number >= self.seen_end {
                 break;
             }
             for bit in 0..8 {
                 // The last bit of the bitmap is one past the window, where nothing can be ahead.
-                let inside = number.since(self.next) < WINDOW;
-                if inside && self.is_ahead(number) {
+                let ahead = number.since(self.next) < WINDOW && self.is_ahead(number);
+                if number < self.next || ahead {
                     *byte |= 1_u8 << bit;
                     used = index.saturating_add(1);
                 }

@@ -214,7 +214,7 @@ fn verdict(sent: &Sent) -> String {
         Verdict::LogOnly => "log only".to_owned(),
         Verdict::Nothing => "nothing more".to_owned(),
         Verdict::Wait { .. } => "wait".to_owned(),
-        Verdict::Hold => "hold".to_owned(),
+        Verdict::Hold { .. } => "hold".to_owned(),
         Verdict::Redirect { .. } => "redirect".to_owned(),
     }
 }

@@ -2,15 +2,18 @@
 //! ended.
 //!
 //! Pages are decoded here only to check them and to compute their digest, so that the client learns
-//! at once that everything has arrived whole; writing them is the business of [`super::finish`].
+//! at once that everything has arrived whole; writing them is the business of [`super::finish`], and
+//! the log's that of [`super::log`].
 
 use std::mem;
+use std::net::{IpAddr, SocketAddr};
 
 use proto::arming::text;
 use proto::record::{
-    self, BLOCK_BYTES, CPU_CAPTURED, CPU_CRASHING, Cpu, Ending, HELLO_VERSION, Hello, Kind,
-    Malformed, PageDigest, Record, Totals, decode,
+    self, BLOCK_BYTES, Block, CPU_CAPTURED, CPU_CRASHING, Cpu, Ending, HELLO_VERSION, Hello, Kind,
+    Malformed, RamRange, Record, Tally, Totals, decode,
 };
+use proto::units::{PAGE_BYTES, Pfn};
 use serde::{Deserialize, Serialize};
 
 /// Cuts a stream that arrives in pieces into records.
@@ -91,29 +94,82 @@ pub enum End {
 pub struct Content {
     stream: RecordStream,
     summary: Summary,
-    announced: bool,
+    crash: Option<Crash>,
     packet_bytes: u16,
     totals: Option<Totals>,
-    digest: PageDigest,
-    block: Box<[u8; BLOCK_BYTES]>,
-    /// Pieces of the kernel log, newest first.
-    text: Vec<Vec<u8>>,
+    /// Over the pages that came by themselves.
+    walk: Tally,
+    pull: Option<PullUnderWay>,
+    /// The pull whose pages somebody waits for.
+    wanted: u32,
     text_bytes: usize,
-    text_cut: bool,
+    text_over: bool,
     /// State text that [`Self::take_state`] has not taken yet.
     state: Vec<u8>,
     state_bytes: usize,
 }
 
+/// Which crash a stream is about. Two streams of different crashes are never put together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Crash {
+    /// The kernel's boot id.
+    pub boot: [u8; 16],
+    /// Pages of System RAM.
+    pub ram_pages: u64,
+    /// The servers that the host was armed for, by their place.
+    pub servers: Vec<(usize, SocketAddr)>,
+    /// The place of this one.
+    pub server: usize,
+}
+
+/// The room that decoding a block needs: one for each thread that decodes.
+pub type BlockRoom = [u8; BLOCK_BYTES];
+
 /// What a push has brought.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct News {
     /// The first record arrived: it is known who crashed.
     pub hello: bool,
-    /// The log grew.
-    pub text: bool,
     /// The last record arrived.
     pub ended: bool,
+    /// Pulls that were answered.
+    pub pulled: Vec<Pulled>,
+}
+
+/// The answer to a pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    /// Its number.
+    pub number: u32,
+    /// What was asked for.
+    pub ranges: Vec<RamRange>,
+    /// Counts and digest are those that the client computed. If not, its pages are not to be
+    /// trusted.
+    pub right: bool,
+    /// What arrived.
+    pub pages: Pages,
+    /// The pages, if [`Content::want_pull`] asked for them.
+    pub contents: Vec<Piece>,
+}
+
+/// Pages that were pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// First page.
+    pub first: u64,
+    /// How many.
+    pub pages: u64,
+    /// Their kind: [`Kind::Pages`] for pages with contents.
+    pub kind: Kind,
+    /// The contents, of pages that have some.
+    pub bytes: Vec<u8>,
+}
+
+struct PullUnderWay {
+    number: u32,
+    ranges: Vec<RamRange>,
+    tally: Tally,
+    contents: Vec<Piece>,
 }
 
 /// Why a stream cannot be what a client of this version sends. The client is broken; its packets
@@ -130,7 +186,7 @@ pub enum Fault {
     HelloVersion(u16),
     /// A record after the last one.
     AfterEnd,
-    /// The pages of a pull that was not asked for; its number is given.
+    /// The begin or the end of a pull where there can be none; its number is given.
     NotPulled(u32),
 }
 
@@ -162,24 +218,24 @@ impl Content {
         Self {
             stream: RecordStream::default(),
             summary: Summary::default(),
-            announced: false,
+            crash: None,
             packet_bytes: 0,
             totals: None,
-            digest: PageDigest::new(),
-            block: Box::new([0; BLOCK_BYTES]),
-            text: Vec::new(),
+            walk: Tally::new(),
+            pull: None,
+            wanted: 0,
             text_bytes: 0,
-            text_cut: false,
+            text_over: false,
             state: Vec::new(),
             state_bytes: 0,
         }
     }
 
     /// Takes the stream's next bytes.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<News, Fault> {
+    pub fn push(&mut self, bytes: &[u8], room: &mut BlockRoom) -> Result<News, Fault> {
         let mut news = News::default();
         let mut stream = mem::take(&mut self.stream);
-        let result = stream.push(bytes, |record| self.record(record, &mut news));
+        let result = stream.push(bytes, |record| self.record(record, room, &mut news));
         self.stream = stream;
         result.map(|()| news)
     }
@@ -190,27 +246,28 @@ impl Content {
         &self.summary
     }
 
+    /// Which crash it is, once that is known.
+    #[must_use]
+    pub fn crash(&self) -> Option<&Crash> {
+        self.crash.as_ref()
+    }
+
     /// Stream bytes a full packet of this client carries; 0 before the Hello.
     #[must_use]
     pub fn packet_bytes(&self) -> u16 {
         self.packet_bytes
     }
 
-    /// The kernel's log so far, oldest piece first.
-    #[must_use]
-    pub fn log(&self) -> Vec<u8> {
-        let mut log = Vec::with_capacity(self.text_bytes);
-        if self.text_cut {
-            log.extend_from_slice(TEXT_CUT_MARK);
-        }
-        log.extend(self.text.iter().rev().flatten());
-        log
-    }
-
     /// Bytes of the kernel's log so far.
     #[must_use]
-    pub fn log_bytes(&self) -> usize {
+    pub fn text_bytes(&self) -> usize {
         self.text_bytes
+    }
+
+    /// Whether all of the kernel's log has arrived.
+    #[must_use]
+    pub fn text_over(&self) -> bool {
+        self.text_over
     }
 
     /// The State text that arrived since the last call.
@@ -218,63 +275,61 @@ impl Content {
         mem::take(&mut self.state)
     }
 
+    /// The contents of the pages of pull `number` are wanted.
+    pub fn want_pull(&mut self, number: u32) {
+        self.wanted = number;
+    }
+
     /// Compares what arrived with what the client counted. `Err` says what differs.
     pub fn verify(&self) -> Result<(), String> {
         let Some(totals) = self.totals else {
             return Err("the client sent no totals".to_owned());
         };
-        let pages = self.summary.pages;
-        let sent = Pages {
-            data: totals.data.get(),
-            zero: totals.zero.get(),
-            unreadable: totals.unreadable.get(),
-            excluded: totals.excluded.get(),
-        };
-        if sent != pages {
-            return Err(format!("the client counted {sent:?}, {pages:?} arrived"));
+        let walk = self.walk.totals();
+        let (sent, arrived) = (Pages::of(&totals), Pages::of(&walk));
+        if sent != arrived {
+            return Err(format!("the client counted {sent:?}, {arrived:?} arrived"));
         }
-        if self.digest.value() != totals.digest.get() {
+        if walk.digest != totals.digest {
             return Err(format!(
                 "the digest of the {} pages with contents is {:016x}, the client's is {:016x}",
-                pages.data,
-                self.digest.value(),
-                totals.digest
+                arrived.data, walk.digest, totals.digest
             ));
         }
-        if pages.total() != self.summary.ram_pages {
+        if arrived.total() != self.summary.ram_pages {
             return Err(format!(
                 "{} pages of {} arrived",
-                pages.total(),
+                arrived.total(),
                 self.summary.ram_pages
             ));
         }
         Ok(())
     }
 
-    fn record(&mut self, record: Record<'_>, news: &mut News) -> Result<(), Fault> {
-        if !self.announced && !matches!(record, Record::Hello(_)) {
+    fn record(
+        &mut self,
+        record: Record<'_>,
+        room: &mut BlockRoom,
+        news: &mut News,
+    ) -> Result<(), Fault> {
+        if self.crash.is_none() && !matches!(record, Record::Hello(_)) {
             return Err(Fault::NoHello);
         }
-        if self.summary.ended.is_some() {
+        let pulled = self.pull.is_some() || matches!(record, Record::PullBegin { .. });
+        if self.summary.ended.is_some() && !pulled {
             return Err(Fault::AfterEnd);
         }
+        self.text_over |= !matches!(record, Record::Hello(_) | Record::Text { .. });
         match record {
             Record::Hello(hello) => {
                 self.hello(hello)?;
                 news.hello = true;
             }
-            Record::Text { text, .. } => {
-                self.text(text);
-                news.text = true;
-            }
+            Record::Text { text, .. } => self.text_bytes += text.len(),
             Record::Registers(cpu) => self.cpu(cpu),
             Record::Notes(_) | Record::MemoryMap(_) => {}
-            Record::Pages(block) => {
-                self.digest
-                    .block(block.first, block.decode(&mut self.block)?);
-                self.summary.pages.data += u64::from(block.pages);
-            }
-            Record::Run(run) => self.run(run),
+            Record::Pages(block) => self.block(&block, room)?,
+            Record::Run(run) => self.run(&run),
             Record::Totals(totals) => self.totals = Some(totals),
             Record::Written(ranges) => {
                 self.summary.written = ranges
@@ -283,9 +338,8 @@ impl Content {
                     .collect();
             }
             Record::State { text, .. } => self.state(text),
-            Record::PullBegin { number, .. } | Record::PullEnd { number, .. } => {
-                return Err(Fault::NotPulled(number));
-            }
+            Record::PullBegin { number, ranges } => self.pull_begin(number, ranges)?,
+            Record::PullEnd { number, totals } => news.pulled.push(self.pull_end(number, &totals)?),
             Record::End(ending) => {
                 self.summary.ended = Some(match ending {
                     Ending::Complete => End::Complete,
@@ -298,13 +352,13 @@ impl Content {
     }
 
     fn hello(&mut self, hello: &Hello) -> Result<(), Fault> {
-        if self.announced {
+        if self.crash.is_some() {
             return Err(Fault::SecondHello);
         }
         if hello.version.get() != HELLO_VERSION {
             return Err(Fault::HelloVersion(hello.version.get()));
         }
-        self.announced = true;
+        self.crash = Some(Crash::of(hello));
         self.packet_bytes = hello.packet_bytes.get();
         let comm = printable(&hello.comm);
         self.summary.kernel = printable(&hello.release);
@@ -323,18 +377,8 @@ impl Content {
         Ok(())
     }
 
-    fn text(&mut self, piece: &[u8]) {
-        // The newest pieces come first, so what is left out is the oldest.
-        if self.text_bytes + piece.len() > LOG_BYTES_MAX {
-            self.text_cut = true;
-            return;
-        }
-        self.text_bytes += piece.len();
-        self.text.push(piece.to_vec());
-    }
-
     fn state(&mut self, piece: &[u8]) {
-        let room = LOG_BYTES_MAX
+        let room = STATE_BYTES_MAX
             .saturating_sub(self.state_bytes)
             .min(piece.len());
         self.state_bytes += room;
@@ -355,16 +399,104 @@ impl Content {
         }
     }
 
-    fn run(&mut self, run: record::Run) {
-        let pages = &mut self.summary.pages;
-        let count = if run.why == Kind::Unreadable {
-            &mut pages.unreadable
-        } else if run.why == Kind::Excluded {
-            &mut pages.excluded
-        } else {
-            &mut pages.zero
+    fn block(&mut self, block: &Block<'_>, room: &mut BlockRoom) -> Result<(), Fault> {
+        let bytes = block.decode(room)?;
+        let Some(pull) = &mut self.pull else {
+            self.walk.block(block.first, bytes);
+            self.summary.pages.data += u64::from(block.pages);
+            return Ok(());
         };
-        *count = count.saturating_add(run.pages);
+        pull.tally.block(block.first, bytes);
+        let (first, pages) = (block.first, u64::from(block.pages));
+        pull.keep(self.wanted, first, pages, Kind::Pages, bytes);
+        Ok(())
+    }
+
+    fn run(&mut self, run: &record::Run) {
+        let Some(pull) = &mut self.pull else {
+            self.walk.run(run);
+            self.summary.pages.add(run.why, run.pages);
+            return;
+        };
+        pull.tally.run(run);
+        pull.keep(self.wanted, run.first, run.pages, run.why, &[]);
+    }
+
+    fn pull_begin(&mut self, number: u32, ranges: &[RamRange]) -> Result<(), Fault> {
+        if self.pull.is_some() {
+            return Err(Fault::NotPulled(number));
+        }
+        self.pull = Some(PullUnderWay {
+            number,
+            ranges: ranges.to_vec(),
+            tally: Tally::new(),
+            contents: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn pull_end(&mut self, number: u32, totals: &Totals) -> Result<Pulled, Fault> {
+        let pull = self.pull.take();
+        let pull = pull
+            .filter(|pull| pull.number == number)
+            .ok_or(Fault::NotPulled(number))?;
+        let arrived = pull.tally.totals();
+        Ok(Pulled {
+            number,
+            ranges: pull.ranges,
+            right: arrived == *totals,
+            pages: Pages::of(&arrived),
+            contents: pull.contents,
+        })
+    }
+}
+
+impl PullUnderWay {
+    /// Keeps pages that somebody waits for. What is beyond the bound was not asked for by us.
+    fn keep(&mut self, wanted: u32, first: Pfn, pages: u64, kind: Kind, bytes: &[u8]) {
+        let kept: usize = self.contents.iter().map(|piece| piece.bytes.len()).sum();
+        let bounded = kept + bytes.len() <= PULLED_BYTES_MAX && self.contents.len() < PIECES_MAX;
+        if self.number == wanted && bounded {
+            self.contents.push(Piece {
+                first: first.0,
+                pages,
+                kind,
+                bytes: bytes.to_vec(),
+            });
+        }
+    }
+}
+
+impl Crash {
+    /// As the first record tells it.
+    #[must_use]
+    pub fn of(hello: &Hello) -> Self {
+        let server = |(place, name): (usize, &record::ServerName)| {
+            let [a, b, c, d, ..] = name.address;
+            let address = match name.family.get() {
+                4 => IpAddr::from([a, b, c, d]),
+                6 => IpAddr::from(name.address),
+                _ => return None,
+            };
+            Some((place, SocketAddr::new(address, name.port.get())))
+        };
+        Self {
+            boot: hello.boot,
+            ram_pages: hello.ram_pages.get(),
+            servers: hello
+                .servers
+                .iter()
+                .enumerate()
+                .filter_map(server)
+                .collect(),
+            server: hello.server.get().into(),
+        }
+    }
+
+    /// Whether `other` is the same death of the same host, told once more.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        (self.boot, self.ram_pages) == (other.boot, other.ram_pages)
     }
 }
 
@@ -381,6 +513,29 @@ impl Pages {
         [self.zero, self.unreadable, self.excluded]
             .iter()
             .fold(self.data, |sum, &pages| sum.saturating_add(pages))
+    }
+
+    /// Counts pages of a kind.
+    pub fn add(&mut self, kind: Kind, pages: u64) {
+        let count = if kind == Kind::Unreadable {
+            &mut self.unreadable
+        } else if kind == Kind::Excluded {
+            &mut self.excluded
+        } else if kind == Kind::Zero {
+            &mut self.zero
+        } else {
+            &mut self.data
+        };
+        *count = count.saturating_add(pages);
+    }
+
+    fn of(totals: &Totals) -> Self {
+        Self {
+            data: totals.data.get(),
+            zero: totals.zero.get(),
+            unreadable: totals.unreadable.get(),
+            excluded: totals.excluded.get(),
+        }
     }
 }
 
@@ -420,15 +575,17 @@ fn printable(field: &[u8]) -> String {
         .to_owned()
 }
 
-/// The largest log buffer a kernel can be configured for (`CONFIG_LOG_BUF_SHIFT` 25).
-const LOG_BYTES_MAX: usize = 32 << 20;
-const TEXT_CUT_MARK: &[u8] =
-    b"[netdump: the oldest part of the log is left out, it exceeds 32 MiB]\n";
+/// Bounds the State text in the log.
+const STATE_BYTES_MAX: usize = 32 << 20;
+/// Pages that one pull may bring back to a person.
+pub const PULLED_PAGES_MAX: u64 = 4096;
+const PULLED_BYTES_MAX: usize = 4096 * PAGE_BYTES;
+const PIECES_MAX: usize = 8192;
 
 #[cfg(test)]
 mod tests {
+    use proto::record::PageDigest;
     use proto::record::{Codec, header};
-    use proto::units::{PAGE_BYTES, Pfn};
     use zerocopy::{FromZeros as _, IntoBytes as _};
 
     use super::*;
@@ -483,9 +640,8 @@ mod tests {
     fn pushed(stream: &[u8], piece: usize) -> (Content, News) {
         let (mut content, mut news) = (Content::new(), News::default());
         for bytes in stream.chunks(piece) {
-            let more = content.push(bytes).unwrap();
+            let more = content.push(bytes, &mut [0; BLOCK_BYTES]).unwrap();
             news.hello |= more.hello;
-            news.text |= more.text;
             news.ended |= more.ended;
         }
         (content, news)
@@ -500,12 +656,13 @@ mod tests {
                 news,
                 News {
                     hello: true,
-                    text: true,
-                    ended: true
+                    ended: true,
+                    pulled: Vec::new()
                 }
             );
             assert_eq!(content.verify(), Ok(()), "pieces of {piece}");
-            assert_eq!(content.log(), b"old\nnew\n");
+            assert!(content.text_over());
+            assert_eq!(content.text_bytes(), 8);
             assert_eq!(content.take_state(), b"state\n");
             assert_eq!(content.summary().reason, "bad [31m");
         }
@@ -524,7 +681,12 @@ mod tests {
 
     #[test]
     fn what_no_client_sends_is_a_fault() {
-        let check = |bytes: &[u8], fault| assert_eq!(Content::new().push(bytes), Err(fault));
+        let check = |bytes: &[u8], fault| {
+            assert_eq!(
+                Content::new().push(bytes, &mut [0; BLOCK_BYTES]),
+                Err(fault)
+            );
+        };
         check(&record(Kind::Text, 0, 0, b"x"), Fault::NoHello);
         check(&hello(99), Fault::HelloVersion(99));
         check(
@@ -534,5 +696,38 @@ mod tests {
         check(&[0xff; 16], Fault::Malformed(Malformed::Kind(0xff)));
         let after = [stream(right_digest()), record(Kind::Notes, 0, 0, b"")].concat();
         check(&after, Fault::AfterEnd);
+        let body = Totals::default();
+        let end = record(Kind::PullEnd, 0, 3, body.as_bytes());
+        check(&[hello(HELLO_VERSION), end].concat(), Fault::NotPulled(3));
+    }
+
+    #[test]
+    fn a_pull_counts_for_itself_even_after_the_end() {
+        let range = RamRange {
+            first: 7.into(),
+            pages: 3.into(),
+        };
+        let totals = Totals {
+            data: 1.into(),
+            unreadable: 2.into(),
+            digest: right_digest().into(),
+            ..Totals::default()
+        };
+        let pull = [
+            record(Kind::PullBegin, 0, 5, [range].as_bytes()),
+            record(Kind::Pages, 1, 7, &[9; PAGE_BYTES]),
+            record(Kind::Unreadable, 0, 8, &2_u64.to_le_bytes()),
+            record(Kind::PullEnd, 0, 5, totals.as_bytes()),
+        ]
+        .concat();
+        let (mut content, _) = pushed(&stream(right_digest()), 100);
+        content.want_pull(5);
+        let mut news = content.push(&pull, &mut [0; BLOCK_BYTES]).unwrap();
+        let pulled = news.pulled.remove(0);
+        assert!(pulled.right);
+        assert_eq!((pulled.number, pulled.pages.total()), (5, 3));
+        assert_eq!(pulled.contents[0].bytes, [9; PAGE_BYTES]);
+        assert_eq!(pulled.contents[1].kind, Kind::Unreadable);
+        assert_eq!(content.verify(), Ok(()));
     }
 }

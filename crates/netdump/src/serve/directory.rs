@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::content::Summary;
 use super::registry::Over;
-use super::session::Want;
+use super::spool::SPOOL_FILE;
+use super::verdict::Want;
 use crate::key::HostName;
 use crate::time::utc_compact;
 
@@ -77,6 +78,9 @@ pub struct SessionFile {
     /// How often the client had started over.
     #[serde(default)]
     pub attempt: u16,
+    /// How often a restarted server went on with it.
+    #[serde(default)]
+    pub resumed: u32,
     /// Where the client's packets come from.
     pub peer: SocketAddr,
     /// UTC time of the first packet.
@@ -120,10 +124,7 @@ impl CrashDir {
             };
             let path = dumpdir.join(format!("{name}{suffix}"));
             match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => {
-                    sync_dir(dumpdir)?;
-                    return Ok(Self { path });
-                }
+                Ok(()) => return Ok(Self { path }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error).with_context(|| format!("cannot create {}", path.display()));
@@ -168,6 +169,45 @@ impl CrashDir {
         self.path.join(name)
     }
 
+    /// The spool of the crash's `number`-th attempt, counted from 1.
+    #[must_use]
+    pub fn spool(&self, number: u32) -> PathBuf {
+        if number == 1 {
+            self.path.join(SPOOL_FILE)
+        } else {
+            self.path.join(format!("{SPOOL_FILE}-{number}"))
+        }
+    }
+
+    /// How many spools there are: they are numbered without gaps.
+    #[must_use]
+    pub fn spools(&self) -> u32 {
+        let exists = |number: &u32| self.spool(*number).exists();
+        u32::try_from((1..=SPOOLS_MAX).take_while(exists).count()).unwrap_or(SPOOLS_MAX)
+    }
+
+    /// Removes all spools, the last one first, so that what is left has no gaps.
+    pub fn remove_spools(&self) -> Result<()> {
+        for number in (1..=self.spools()).rev() {
+            let path = self.spool(number);
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The directory's own name, which names the crash.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let name = self.path.file_name();
+        name.and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// The crash directory `path`, which exists.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Reads `session.json`.
     pub fn session(&self) -> Result<SessionFile> {
         let path = self.file(SESSION_FILE);
@@ -193,6 +233,13 @@ impl CrashDir {
         self.sync()
     }
 
+    /// Replaces `session.json`, without waiting for the disk: while a crash arrives, its spool is
+    /// not waited for either.
+    pub fn write_session_soon(&self, session: &SessionFile) -> Result<()> {
+        let text = serde_json::to_string_pretty(session).context("cannot write JSON")?;
+        self.replace(SESSION_FILE, format!("{text}\n").as_bytes(), |_| Ok(()))
+    }
+
     /// Replaces the log. It is durable only after a sync of its own: while a crash arrives, readers
     /// matter more.
     pub fn write_log(&self, log: &[u8]) -> Result<()> {
@@ -216,9 +263,10 @@ impl CrashDir {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Makes renames and new names in the directory durable.
+    /// Makes renames and new names in the directory durable, and the directory itself.
     pub fn sync(&self) -> Result<()> {
-        sync_dir(&self.path)
+        sync_dir(&self.path)?;
+        self.path.parent().map_or(Ok(()), sync_dir)
     }
 }
 
@@ -242,6 +290,8 @@ impl SessionFile {
         Over {
             attempt: self.attempt,
             whole: dismissed || matches!(self.state, State::Complete | State::LogOnly),
+            spools: None,
+            broken: false,
         }
     }
 }
@@ -254,11 +304,15 @@ fn sync_dir(path: &Path) -> Result<()> {
 
 /// Version of the `session.json` written here.
 pub const SESSION_FILE_VERSION: u32 = 1;
+/// Attempts of one crash whose packets are kept. The host of a crash that needs more is told to
+/// reboot.
+pub const SPOOLS_MAX: u32 = 8;
 /// Bounds the search for a free name.
 const SAME_SECOND_MAX: u32 = 100;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
@@ -283,6 +337,31 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_steps_back_takes_no_name_twice() {
+        let dumpdir = tempfile::tempdir().unwrap();
+        let host = HostName::new("web1").unwrap();
+        let times = [60, 0, 60, 0, 30, 60].map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        let paths: BTreeSet<PathBuf> = times
+            .iter()
+            .map(|&time| CrashDir::create(dumpdir.path(), &host, time).unwrap().path)
+            .collect();
+        assert_eq!(paths.len(), times.len());
+    }
+
+    #[test]
+    fn spools_are_counted_and_removed_without_gaps() {
+        let dumpdir = tempfile::tempdir().unwrap();
+        let host = HostName::new("web1").unwrap();
+        let dir = CrashDir::create(dumpdir.path(), &host, UNIX_EPOCH).unwrap();
+        for number in [1, 2, 4] {
+            fs::write(dir.spool(number), "").unwrap();
+        }
+        assert_eq!(dir.spools(), 2);
+        dir.remove_spools().unwrap();
+        assert_eq!(dir.spools(), 0);
+    }
+
+    #[test]
     fn a_session_file_reads_back_and_a_newer_one_is_refused() {
         let dumpdir = tempfile::tempdir().unwrap();
         let dir =
@@ -297,6 +376,7 @@ mod tests {
             key: "00000000000000ff".into(),
             arming: "0000000000000001".into(),
             attempt: 0,
+            resumed: 0,
             peer: "10.0.0.1:6666".parse().unwrap(),
             started: "1970-01-01T00:00:00Z".into(),
             seconds: 0.5,

@@ -44,6 +44,8 @@ pub enum Event {
         about: About,
         /// Where its packets come from.
         peer: SocketAddr,
+        /// How often the client had started over.
+        attempt: u16,
         /// It was taken up again, with this many stream bytes.
         #[serde(skip_serializing_if = "Option::is_none")]
         resumed_bytes: Option<u64>,
@@ -59,11 +61,21 @@ pub enum Event {
         reason: String,
         /// Pages of memory.
         ram_pages: u64,
-        /// `full`, `log-only` or `reboot`.
+        /// `full`, `wait`, `rest`, `log-only`, `hold`, `redirect` or `nothing`.
         verdict: &'static str,
         /// Why not full.
         #[serde(skip_serializing_if = "Option::is_none")]
         why: Option<String>,
+    },
+    /// A later attempt goes on where the ones before ended.
+    Rest {
+        /// Which.
+        #[serde(flatten)]
+        about: About,
+        /// Pages that those brought.
+        pages: u64,
+        /// Pages that are missing and will be asked for.
+        missing: u64,
     },
     /// Pages have arrived.
     Progress {
@@ -235,6 +247,7 @@ fn progress_due(told: &mut HashMap<SessionId, Instant>, event: &Event) -> bool {
         | Event::Warning { .. }
         | Event::Session { .. }
         | Event::Verdict { .. }
+        | Event::Rest { .. }
         | Event::Received { .. }
         | Event::Drops { .. }
         | Event::Stopped { .. } => true,
@@ -264,6 +277,7 @@ fn show(all: &MultiProgress, bars: &mut HashMap<SessionId, ProgressBar>, event: 
         | Event::Warning { .. }
         | Event::Session { .. }
         | Event::Verdict { .. }
+        | Event::Rest { .. }
         | Event::Drops { .. }
         | Event::Stopped { .. } => {}
     }
@@ -299,13 +313,14 @@ fn sentence(event: &Event) -> String {
         Event::Session {
             about,
             peer,
+            attempt,
             resumed_bytes,
         } => {
             let directory = about.directory.display();
-            resumed_bytes.map_or_else(
-                || format!("{about}: crashed, sends from {peer}, goes to {directory}"),
-                |bytes| format!("{about}: goes on after {} in {directory}", mib(bytes)),
-            )
+            match resumed_bytes {
+                Some(bytes) => format!("{about}: goes on after {} in {directory}", mib(*bytes)),
+                None => format!("{about}: attempt {attempt} from {peer}, goes to {directory}"),
+            }
         }
         Event::Verdict {
             about,
@@ -321,6 +336,11 @@ fn sentence(event: &Event) -> String {
                 "{about}: {reason}, kernel {kernel}, {memory} of memory; verdict {verdict} ({why})"
             )
         }
+        Event::Rest {
+            about,
+            pages,
+            missing,
+        } => format!("{about}: {pages} pages came before, {missing} are asked for now"),
         Event::Progress { about, arrived } => format!("{about}: {arrived}"),
         Event::Received { about, arrived } => format!("{about}: received {arrived}"),
         Event::Complete {

@@ -1,8 +1,10 @@
-//! From spool to vmcore: writes the memory image, then proves it by reading back every page.
+//! From the spools to the vmcore: writes the memory image, then proves it by reading back every
+//! page. Of a page that came more than once, the first one counts.
 
-use std::fs;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fs, io};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use dump::{
@@ -12,11 +14,12 @@ use proto::arming::text;
 use proto::record::{
     BLOCK_BYTES, CPU_CAPTURED, CPU_CRASHING, Cpu, Hello, Kind, Malformed, Record, Run,
 };
-use proto::units::PAGE_BYTES;
+use proto::units::{PAGE_BYTES, Pfn};
 
 use super::content::RecordStream;
 use super::directory::{CrashDir, VMCORE_FILE, VMCORE_INCOMPLETE_FILE, Vmcore};
-use super::spool::{Reader, SPOOL_FILE};
+use super::ranges::Ranges;
+use super::spool::Reader;
 
 /// Which vmcore to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -48,10 +51,10 @@ pub struct Job<'a> {
 /// The spool is left alone in any case.
 pub fn finish(job: &Job<'_>) -> Result<Option<Vmcore>> {
     let aside = job.dir.file(VMCORE_INCOMPLETE_FILE);
-    let Some(written) = write(job, &aside)? else {
+    let Some((written, twice)) = write(job, &aside)? else {
         return Ok(None);
     };
-    verify(job, &aside)?;
+    verify(job, &aside, &twice)?;
     let name = if job.whole && written.missing == 0 {
         VMCORE_FILE
     } else {
@@ -75,17 +78,28 @@ pub fn finish(job: &Job<'_>) -> Result<Option<Vmcore>> {
     }))
 }
 
-/// Writes the image from the spool, durably.
-fn write(job: &Job<'_>, aside: &Path) -> Result<Option<Summary>> {
+/// Writes the image from the spools, durably. Also gives the pages that came more than once.
+fn write(job: &Job<'_>, aside: &Path) -> Result<Option<(Summary, Ranges)>> {
     let mut machine = Machine {
         filter: job.filter,
         ..Machine::default()
     };
     let mut writer: Option<Writer> = None;
+    let mut twice = Ranges::default();
     let mut block = Box::new([0; BLOCK_BYTES]);
     records(job, |record| {
         match record {
-            Record::Hello(hello) => describe(&mut machine, hello),
+            // A later attempt tells all of it anew; the first one that brought pages counts.
+            Record::Hello(hello) if writer.is_none() => {
+                machine = Machine {
+                    filter: job.filter,
+                    ..Machine::default()
+                };
+                describe(&mut machine, hello);
+            }
+            Record::Hello(_) | Record::Registers(_) | Record::Notes(_) | Record::MemoryMap(_)
+                if writer.is_some() => {}
+            Record::Hello(_) => {}
             Record::Registers(cpu) => machine.cpus.push(described(cpu)),
             Record::Notes(notes) => machine.vmcoreinfo.extend_from_slice(notes),
             Record::MemoryMap(ranges) => {
@@ -98,12 +112,13 @@ fn write(job: &Job<'_>, aside: &Path) -> Result<Option<Summary>> {
                 let pages = sent.decode(&mut block)?;
                 let writer = started(&mut writer, &mut machine, job, aside)?;
                 for (pfn, page) in (sent.first.0..).zip(pages.as_chunks::<PAGE_BYTES>().0) {
-                    writer
-                        .page(dump::Pfn(pfn), Page::Data(page))
-                        .context("writing the vmcore")?;
+                    give(writer, &mut twice, pfn, Page::Data(page))?;
                 }
             }
-            Record::Run(run) => write_run(started(&mut writer, &mut machine, job, aside)?, run)?,
+            Record::Run(run) => {
+                let writer = started(&mut writer, &mut machine, job, aside)?;
+                write_run(writer, &mut twice, run)?;
+            }
             Record::Text { .. }
             | Record::Totals(_)
             | Record::Written(_)
@@ -121,7 +136,8 @@ fn write(job: &Job<'_>, aside: &Path) -> Result<Option<Summary>> {
     let Some(writer) = writer else {
         return Ok(None);
     };
-    Ok(Some(writer.finish().context("writing the vmcore")?))
+    let written = writer.finish().context("writing the vmcore")?;
+    Ok(Some((written, twice)))
 }
 
 /// The writer, created when the first page comes: by then everything else it needs has come.
@@ -143,7 +159,19 @@ fn started<'a>(
     writer.as_mut().context("the writer was just made")
 }
 
-fn write_run(writer: &mut Writer, run: Run) -> Result<()> {
+/// Gives the writer a page. What is no RAM was pulled by number and has no place in the image.
+fn give(writer: &mut Writer, twice: &mut Ranges, pfn: u64, page: Page<'_>) -> Result<()> {
+    if writer.lacks(dump::Pfn(pfn)) {
+        writer
+            .page(dump::Pfn(pfn), page)
+            .context("writing the vmcore")?;
+    } else {
+        twice.add(Pfn(pfn), 1);
+    }
+    Ok(())
+}
+
+fn write_run(writer: &mut Writer, twice: &mut Ranges, run: Run) -> Result<()> {
     let page = if run.why == Kind::Excluded {
         Page::Excluded
     } else if run.why == Kind::Unreadable {
@@ -152,24 +180,26 @@ fn write_run(writer: &mut Writer, run: Run) -> Result<()> {
         Page::Zero
     };
     for pfn in run.first.0..run.first.plus(run.pages).0 {
-        writer
-            .page(dump::Pfn(pfn), page)
-            .context("writing the vmcore")?;
+        give(writer, twice, pfn, page)?;
     }
     Ok(())
 }
 
-/// Reads every page with contents back from the image and compares it with the spool.
-fn verify(job: &Job<'_>, aside: &Path) -> Result<()> {
+/// Reads every page with contents back from the image and compares it with the spools.
+fn verify(job: &Job<'_>, aside: &Path, twice: &Ranges) -> Result<()> {
     let mut image = ImageReader::open(aside).context("reading the vmcore back")?;
     let mut block = Box::new([0; BLOCK_BYTES]);
     let mut back = [0; PAGE_BYTES];
+    let mut compared = HashSet::new();
     records(job, |record| {
         let Record::Pages(sent) = record else {
             return Ok(());
         };
         let pages = sent.decode(&mut block)?;
         for (pfn, page) in (sent.first.0..).zip(pages.as_chunks::<PAGE_BYTES>().0) {
+            if twice.overlap(Pfn(pfn), 1) > 0 && !compared.insert(pfn) {
+                continue;
+            }
             let state = image
                 .read_page(dump::Pfn(pfn), &mut back)
                 .context("reading the vmcore back")?;
@@ -183,26 +213,38 @@ fn verify(job: &Job<'_>, aside: &Path) -> Result<()> {
     })
 }
 
-/// Calls `record` with each record of the spool, until its end or until what follows cannot be
-/// read.
+/// Calls `record` with each record of each spool, until its end or until what follows cannot be
+/// read. A spool that lost its begin holds nothing.
 fn records(job: &Job<'_>, mut record: impl FnMut(Record<'_>) -> Result<(), Fault>) -> Result<()> {
-    let path = job.dir.file(SPOOL_FILE);
-    let mut spool =
-        Reader::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut stream = RecordStream::default();
-    let mut frame = Vec::new();
-    while spool
-        .frame(&mut frame)
-        .with_context(|| format!("cannot read {}", path.display()))?
-    {
-        ensure!(!job.stop.load(Ordering::Relaxed), "the server ends");
-        match stream.push(&frame, &mut record) {
-            Ok(()) => {}
-            Err(Fault::Malformed) => break,
-            Err(Fault::Other(error)) => return Err(error),
+    for number in 1..=job.dir.spools() {
+        let path = job.dir.spool(number);
+        let show = path.display();
+        let mut spool = match Reader::open(&path) {
+            Ok(spool) => spool,
+            Err(error) if is_broken(&error) => continue,
+            Err(error) => return Err(error).with_context(|| format!("cannot read {show}")),
+        };
+        let (mut stream, mut frame) = (RecordStream::default(), Vec::new());
+        while spool
+            .frame(&mut frame)
+            .with_context(|| format!("cannot read {show}"))?
+        {
+            ensure!(!job.stop.load(Ordering::Relaxed), "the server ends");
+            match stream.push(&frame, &mut record) {
+                Ok(()) => {}
+                Err(Fault::Malformed) => break,
+                Err(Fault::Other(error)) => return Err(error),
+            }
         }
     }
     Ok(())
+}
+
+fn is_broken(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+    )
 }
 
 /// Why the records of a spool are not gone through further.

@@ -8,7 +8,7 @@ use proto::server::Hold;
 use proto::units::PacketNumber;
 
 /// Bytes that may wait in all sessions together. What has no room is sent again by its client.
-pub const HELD_BYTES_MAX: usize = 512 << 20;
+pub const HELD_BYTES_MAX: usize = 128 << 20;
 
 /// One session's packets that wait. The bytes of all sessions are counted together.
 pub struct Held {

@@ -1,6 +1,6 @@
 //! What all threads of a server share.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,12 +13,15 @@ use proto::time::Instant as EngineInstant;
 use proto::units::{KeyId, PAGE_BYTES};
 use rustix::fs::statvfs;
 
+use super::Options;
+use super::admission::Admission;
 use super::drops::Drops;
 use super::events::Events;
 use super::finish::Format;
 use super::registry::{Registry, lock};
-use super::session::Want;
 use super::socket::{Peer, send};
+use super::verdict::{Deed, Want};
+use super::writers::Queue;
 use crate::key::{HostKey, Keyring};
 
 /// What the server wants of crashes in general.
@@ -40,10 +43,22 @@ pub struct Hub {
     pub format: Format,
     /// See [`Policy`].
     pub policy: Policy,
-    /// Filter level: which pages are left out of a full dump.
+    /// See [`super::Options::filter`].
     pub filter: u8,
+    /// Every crash is held until a person says what to do with it.
+    pub hold: bool,
+    /// Crashes go to this other server, if their host was armed for it.
+    pub redirect: Option<SocketAddr>,
+    /// What hosts do in the end.
+    pub action: Deed,
+    /// Who may send pages.
+    pub admission: Admission,
+    /// Sessions that have something to write.
+    pub queue: Queue,
     /// A session that is silent for so long is over.
     pub silence: Duration,
+    /// The spools of an incomplete crash wait for so long for its host to come back.
+    pub linger: Duration,
     /// Where events go.
     pub events: Events,
     /// Datagrams not taken.
@@ -75,21 +90,11 @@ struct Keys {
 }
 
 /// What a hub is made of.
-pub struct Parts {
-    /// See [`Hub::dumpdir`].
-    pub dumpdir: PathBuf,
-    /// The directory with the hosts' keys.
-    pub keys_dir: PathBuf,
-    /// What is in it.
+pub struct Parts<'a> {
+    /// How the server is to run.
+    pub options: &'a Options,
+    /// The hosts' keys.
     pub ring: Keyring,
-    /// See [`Hub::format`].
-    pub format: Format,
-    /// See [`Hub::policy`].
-    pub policy: Policy,
-    /// See [`Hub::filter`].
-    pub filter: u8,
-    /// See [`Hub::silence`].
-    pub silence: Duration,
     /// See [`Hub::events`].
     pub events: Events,
     /// A socket of the server.
@@ -101,13 +106,20 @@ pub struct Parts {
 impl Hub {
     /// Makes a hub.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: Parts<'_>) -> Self {
+        let options = parts.options;
         Self {
-            dumpdir: parts.dumpdir,
-            format: parts.format,
-            policy: parts.policy,
-            filter: parts.filter,
-            silence: parts.silence,
+            dumpdir: options.dumpdir.clone(),
+            format: options.format,
+            policy: options.policy,
+            filter: options.filter,
+            hold: options.hold,
+            redirect: options.redirect,
+            action: options.action,
+            admission: Admission::new(options.active),
+            queue: Queue::default(),
+            silence: options.silence,
+            linger: options.linger,
             events: parts.events,
             drops: Drops::default(),
             registry: Registry::default(),
@@ -115,7 +127,7 @@ impl Hub {
             creating: Mutex::default(),
             finishing: Mutex::default(),
             stop: AtomicBool::new(false),
-            keys_dir: parts.keys_dir,
+            keys_dir: options.keys.clone(),
             keys: Mutex::new(Keys {
                 ring: Arc::new(parts.ring),
                 scanned_at: Instant::now(),
@@ -169,6 +181,13 @@ impl Hub {
         bounded.max(FIRST_CREDIT_PACKETS)
     }
 
+    /// Sessions that send, or may begin to at any time.
+    #[must_use]
+    pub fn sending(&self) -> usize {
+        let open = self.registry.open();
+        open.saturating_sub(self.admission.waiting()).max(1)
+    }
+
     /// What is wanted of a crash of `ram_pages` pages while `promised` bytes are still to come from
     /// others.
     pub fn decide(&self, ram_pages: u64, promised: u64) -> Want {
@@ -181,14 +200,23 @@ impl Hub {
             }
             Policy::Full => {}
         }
+        match self.room(ram_pages, promised) {
+            Ok(()) => Want::Full {
+                filter: self.filter,
+            },
+            Err(why) => Want::LogOnly(why),
+        }
+    }
+
+    /// Whether the disk has room for a crash of `ram_pages` pages while `promised` bytes are still
+    /// to come from others; if not, says how much it has.
+    pub fn room(&self, ram_pages: u64, promised: u64) -> Result<(), String> {
         let need = ram_pages
             .saturating_mul(PAGE_BYTES as u64)
             .saturating_add(SPACE_MARGIN_BYTES);
         match free_bytes(&self.dumpdir) {
-            Ok(free) if free.saturating_sub(promised) >= need => Want::Full {
-                filter: self.filter,
-            },
-            Ok(free) => Want::LogOnly(format!(
+            Ok(free) if free.saturating_sub(promised) >= need => Ok(()),
+            Ok(free) => Err(format!(
                 "{} has {} MiB free, {} MiB of them promised to other crashes; this one may need \
                 {} MiB",
                 self.dumpdir.display(),
@@ -199,9 +227,7 @@ impl Hub {
             // The dump matters more than the estimate; a full disk is met when it is full.
             Err(error) => {
                 self.events.warn(format!("{error:#}"));
-                Want::Full {
-                    filter: self.filter,
-                }
+                Ok(())
             }
         }
     }
@@ -249,6 +275,8 @@ pub fn free_bytes(path: &std::path::Path) -> Result<u64> {
 /// Room beside the memory itself: log, headers, session.json of this crash and of those that
 /// follow.
 pub const SPACE_MARGIN_BYTES: u64 = 64 << 20;
+/// With less than this, no session sends pages any more: what is left is for logs and ends.
+pub const SPACE_LAST_BYTES: u64 = 32 << 20;
 const KEYS_SCAN_EVERY: Duration = Duration::from_secs(1);
 /// Before the Hello the size of a client's packets is not known.
 const PACKET_BYTES_GUESS: u16 = 1424;

@@ -1,24 +1,25 @@
-//! A receive thread: batches of datagrams in, replies out.
+//! A receive thread: batches of datagrams in, to the sessions they belong to; replies that need no
+//! write out. It waits for no disk.
 
 use std::net::UdpSocket;
-use std::sync::{Arc, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Result;
-use proto::reply::{Action, REPLY_BYTES_MAX, Verdict};
+use proto::reply::{REPLY_BYTES_MAX, Verdict};
 use proto::server::{Hold, Session as Engine};
-use proto::time::Instant as EngineInstant;
+use proto::time::{Instant as EngineInstant, Micros};
 use proto::units::PacketNumber;
 use proto::wire::{Header, INCARNATION_BYTES, Kind, open_client};
 
-use super::closing;
-use super::directory::{CrashDir, State};
+use super::directory::{CrashDir, SPOOLS_MAX};
 use super::drops::Reason;
-use super::events::Event;
+use super::events::About;
 use super::hub::Hub;
 use super::registry::{Entry, Over, Shared, lock};
-use super::session::{Due, Phase, Session, Want};
+use super::session::{Came, Fate, Phase, Session};
 use super::socket::{Batch, Peer, send};
+use super::spool::Origin;
+use super::{closing, revive};
 use crate::key::{HostKey, fill_random};
 
 /// Receives until the server ends. Whatever arrives, this does not return before.
@@ -46,14 +47,21 @@ pub fn run(hub: &Arc<Hub>, socket: &UdpSocket) {
     }
 }
 
-/// How long the next receive may wait: until the first reply is due.
+/// How long the next receive may wait: until the first reply is due. A session that a writer has is
+/// looked at again soon, because the writer leaves replies that are not due to this thread.
 fn wait(hub: &Hub, touched: &[Shared]) -> Duration {
     let now = hub.now();
-    let due = touched
-        .iter()
-        .filter_map(|session| lock(session).reply_at())
-        .min();
-    due.map_or(IDLE_WAIT, |at| {
+    let due = touched.iter().filter_map(|session| {
+        let session = lock(session);
+        let soon = now + WRITER_WAIT;
+        let at = session.reply_at();
+        if session.queued() {
+            Some(at.map_or(soon, |at| at.max(soon)))
+        } else {
+            at
+        }
+    });
+    due.min().map_or(IDLE_WAIT, |at| {
         Duration::from_micros(at.since(now).get()).min(IDLE_WAIT)
     })
 }
@@ -67,21 +75,28 @@ fn take(
     touched: &mut Vec<Shared>,
 ) -> Result<(), Reason> {
     let header = Header::parse(datagram)?;
+    let is_first = header.kind == Kind::First;
     let session = match hub.registry.get(header.session) {
         Some(Entry::Live(session)) => {
-            let newer = header.kind == Kind::First && header.attempt > lock(&session).attempt();
-            if newer {
-                begin(hub, &header, peer, datagram)?
+            if is_first && header.attempt > lock(&session).attempt() {
+                begin(hub, now, &header, peer, datagram)?
             } else {
                 session
             }
         }
-        Some(Entry::Done(over)) if welcome(over, &header) => begin(hub, &header, peer, datagram)?,
-        Some(Entry::Done(_)) => return dismiss(hub, now, &header, peer, datagram),
+        Some(Entry::Done(over)) if over.whole => {
+            return answer_alone(hub, now, &header, peer, datagram, Alone::Dismiss);
+        }
+        Some(Entry::Done(over)) if is_first && header.attempt > over.attempt => {
+            begin(hub, now, &header, peer, datagram)?
+        }
+        Some(Entry::Done(over)) => return come_back(hub, now, &header, peer, datagram, &over),
         Some(Entry::Recovering) => return Err(Reason::UnknownSession),
-        None if header.kind == Kind::First => begin(hub, &header, peer, datagram)?,
-        None if hub.key(header.session.key).is_none() => return Err(Reason::UnknownKey),
-        None => return Err(Reason::UnknownSession),
+        None if is_first => begin(hub, now, &header, peer, datagram)?,
+        // It was refused, and only its first packet can be answered with that.
+        None if !hub.registry.has_room(header.session.key) => return Err(Reason::OverLimit),
+        // Its spool is not here: another disk, another machine. Its memory still is.
+        None => return answer_alone(hub, now, &header, peer, datagram, Alone::StartOver),
     };
     lock(&session).receive(now, peer, datagram)?;
     if !touched.iter().any(|other| Arc::ptr_eq(other, &session)) {
@@ -90,87 +105,212 @@ fn take(
     Ok(())
 }
 
-/// Whether a packet is the first of a later attempt of a session that ended without all that was
-/// wanted: the network was cut for long, and the host is still there.
-fn welcome(over: Over, header: &Header) -> bool {
-    header.kind == Kind::First && header.attempt > over.attempt && !over.whole
+/// The host of a session that was closed as incomplete is there again, in the same attempt: goes on
+/// with its spool, or has it start over.
+fn come_back(
+    hub: &Arc<Hub>,
+    now: EngineInstant,
+    header: &Header,
+    peer: Peer,
+    datagram: &mut [u8],
+    over: &Over,
+) -> Result<(), Reason> {
+    let same = header.attempt == over.attempt && !over.broken;
+    let Some(path) = over.spools.clone().filter(|_| same) else {
+        return answer_alone(hub, now, header, peer, datagram, Alone::StartOver);
+    };
+    genuine(hub, header, datagram)?;
+    let _creating = lock(&hub.creating);
+    if matches!(hub.registry.get(header.session), Some(Entry::Done(_))) {
+        hub.registry.set(header.session, Entry::Recovering);
+        let there = Arc::clone(hub);
+        let id = header.session;
+        hub.spawn(move || revive::take_up(&there, id, CrashDir::at(path)));
+    }
+    Ok(())
 }
 
-/// Begins the session of a first packet, once that has proved genuine. An earlier attempt of the
-/// same session is closed as far as it came: it keeps its directory, so that nothing is lost.
-fn begin(hub: &Arc<Hub>, header: &Header, peer: Peer, datagram: &[u8]) -> Result<Shared, Reason> {
+/// The key of a datagram whose seal is right.
+fn genuine(hub: &Hub, header: &Header, datagram: &[u8]) -> Result<HostKey, Reason> {
     let key = hub.key(header.session.key).ok_or(Reason::UnknownKey)?;
     let keys = key.secret.session_keys(header.session);
     open_client(&keys.client, header, &mut datagram.to_vec())?;
-    let _creating = lock(&hub.creating);
-    match hub.registry.get(header.session) {
-        // Another thread was faster.
-        Some(Entry::Live(session)) if lock(&session).attempt() >= header.attempt => {
-            return Ok(session);
-        }
-        Some(Entry::Live(session)) => {
-            closing::start(hub, &session, Some("the client started over".to_owned()))
-        }
-        Some(Entry::Done(over)) if !welcome(over, header) => return Err(Reason::UnknownSession),
+    Ok(key)
+}
+
+/// Begins the session of a first packet, once that has proved genuine. It follows earlier attempts
+/// in their directory, so that what they brought is not sent again.
+fn begin(
+    hub: &Arc<Hub>,
+    now: EngineInstant,
+    header: &Header,
+    peer: Peer,
+    datagram: &mut [u8],
+) -> Result<Shared, Reason> {
+    let key = genuine(hub, header, datagram)?;
+    let creating = lock(&hub.creating);
+    let room = hub.registry.has_room(header.session.key);
+    let before = match hub.registry.get(header.session) {
+        Some(Entry::Live(session)) => match supersede(hub, &session, header) {
+            Ok(before) => before,
+            Err(Some(same)) => return Ok(same),
+            Err(None) => {
+                drop(creating);
+                answer_alone(hub, now, header, peer, datagram, Alone::Wait)?;
+                return Err(Reason::UnknownSession);
+            }
+        },
         Some(Entry::Recovering) => return Err(Reason::UnknownSession),
-        Some(Entry::Done(_)) | None if hub.registry.has_room(header.session.key) => {}
-        Some(Entry::Done(_)) | None => return Err(Reason::OverLimit),
+        _ if !room => {
+            drop(creating);
+            answer_alone(hub, now, header, peer, datagram, Alone::Wait)?;
+            return Err(Reason::OverLimit);
+        }
+        Some(Entry::Done(over)) => over.spools.map(CrashDir::at),
+        None => None,
+    };
+    let before = before.map(|dir| (dir.spools(), dir));
+    if before
+        .as_ref()
+        .is_some_and(|(spools, _)| *spools >= SPOOLS_MAX)
+    {
+        drop(creating);
+        answer_alone(hub, now, header, peer, datagram, Alone::Dismiss)?;
+        return Err(Reason::OverLimit);
     }
-    let session = create(hub, &key, header, peer).map_err(|error| {
+    let session = follow(hub, &key, header, peer, before).map_err(|error| {
         hub.events
             .warn_rarely(format!("a crash of {} is not taken: {error:#}", key.host));
         Reason::OverLimit
     })?;
-    let about = session.about().clone();
     let session = Arc::new(std::sync::Mutex::new(session));
     hub.registry
         .set(header.session, Entry::Live(Arc::clone(&session)));
-    hub.events.tell(&Event::Session {
-        about,
-        peer: peer.address,
-        resumed_bytes: None,
-    });
     Ok(session)
 }
 
-fn create(hub: &Hub, key: &HostKey, header: &Header, peer: Peer) -> Result<Session> {
-    let dir = CrashDir::create(&hub.dumpdir, &key.host, SystemTime::now())?;
-    Session::create(key, header, peer, dir, &hub.held_bytes)
+/// Ends the attempt before the one that `header` begins; gives its directory, if it has one. The
+/// error is the session to use instead, or none when the attempt is just being closed.
+fn supersede(
+    hub: &Arc<Hub>,
+    session: &Shared,
+    header: &Header,
+) -> Result<Option<CrashDir>, Option<Shared>> {
+    let mut before = lock(session);
+    // Another thread was faster.
+    if before.attempt() >= header.attempt {
+        drop(before);
+        return Err(Some(Arc::clone(session)));
+    }
+    if before.phase() == Phase::Closing {
+        return Err(None);
+    }
+    if before.disk().is_none() {
+        drop(before);
+        closing::start(hub, session, Some("the client started over".to_owned()));
+        return Ok(None);
+    }
+    before.set_fate(Fate::Superseded);
+    let dir = before.dir();
+    drop(before);
+    closing::start(hub, session, None);
+    Ok(Some(dir))
 }
 
-/// Answers a packet of a session that is over: the host may reboot. Keeps nothing.
-fn dismiss(
+/// A session at `header`, in the directory of the attempts before it, if there were any.
+fn follow(
+    hub: &Hub,
+    key: &HostKey,
+    header: &Header,
+    peer: Peer,
+    before: Option<(u32, CrashDir)>,
+) -> anyhow::Result<Session> {
+    let origin = Origin {
+        session: header.session,
+        attempt: header.attempt,
+        first: header.number,
+    };
+    let directory = match &before {
+        Some((_, dir)) => dir.path().to_owned(),
+        None => hub.dumpdir.clone(),
+    };
+    let about = About {
+        session: header.session,
+        host: key.host.to_string(),
+        directory,
+    };
+    let came = Came::now(peer);
+    let mut session = Session::new(key, origin, header.number, about, came, &hub.held_bytes)?;
+    if let Some((spools, dir)) = before {
+        session.follows(spools);
+        session.goes_on(&dir.session()?, false);
+    }
+    Ok(session)
+}
+
+/// What a host is told whose packet belongs to no session that is under way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Alone {
+    /// All is here: do in the end what hosts do.
+    Dismiss,
+    /// There is no room now: ask again.
+    Wait,
+    /// Nothing of it is here: send it again, as another attempt.
+    StartOver,
+}
+
+/// Answers a packet for which nothing is kept.
+fn answer_alone(
     hub: &Hub,
     now: EngineInstant,
     header: &Header,
     peer: Peer,
     datagram: &mut [u8],
+    alone: Alone,
 ) -> Result<(), Reason> {
-    let key = hub.key(header.session.key).ok_or(Reason::UnknownKey)?;
+    let key = genuine(hub, header, datagram)?;
     let mut incarnation = [0; INCARNATION_BYTES];
     fill_random(&mut incarnation).or(Err(Reason::OverLimit))?;
     let keys = key.secret.session_keys(header.session);
-    // An engine for this one packet: every packet before it counts as received.
-    let before = header
-        .number
-        .0
-        .saturating_sub(u64::from(header.kind != Kind::First));
+    let number = header.number;
+    // An engine for this one packet. A client that is dismissed has every packet acknowledged, one
+    // that waits none, and one that starts over is told that nothing ever arrived.
+    let (first, written) = match alone {
+        Alone::Dismiss if header.kind == Kind::First => (number, number.plus(1)),
+        Alone::Dismiss => (PacketNumber(number.0.saturating_sub(1)), number.plus(1)),
+        Alone::Wait => (number, number),
+        Alone::StartOver => (PacketNumber(0), PacketNumber(0)),
+    };
+    let next = if alone == Alone::StartOver {
+        first
+    } else {
+        number
+    };
     let mut engine = Engine::new(
         header.session,
         keys,
         incarnation,
         header.attempt,
-        PacketNumber(before),
-        header.number,
+        first,
+        next,
     );
-    engine.handle(now, datagram, &mut Nowhere, &mut |_| {})?;
-    engine.set_verdict(Verdict::Nothing);
-    engine.set_action(Action::Reboot);
+    engine.set_written(written);
+    if alone != Alone::StartOver {
+        engine.handle(now, datagram, &mut Nowhere, &mut |_| {})?;
+    }
+    match alone {
+        Alone::Dismiss => {
+            engine.set_verdict(Verdict::Nothing);
+            engine.set_action(hub.action.action());
+        }
+        Alone::Wait => engine.set_verdict(Verdict::Wait {
+            seconds: REFUSED_SECONDS,
+        }),
+        Alone::StartOver => {}
+    }
     let mut reply = [0; REPLY_BYTES_MAX];
-    if let Some(reply) = engine
-        .reply(now, &mut reply)
-        .and_then(|length| reply.get(..length))
-    {
+    let length = engine.reply(now, &mut reply);
+    if let Some(reply) = length.and_then(|length| reply.get(..length)) {
         hub.send(reply, peer);
     }
     Ok(())
@@ -189,19 +329,23 @@ impl Hold for Nowhere {
     }
 }
 
-/// Commits what the batch brought and sends the replies that are due; sessions whose reply is due
-/// later stay in `touched`.
+/// Hands what the batch brought to the writers and sends the replies that need none; sessions whose
+/// reply is due later stay in `touched`.
 fn answer(hub: &Arc<Hub>, socket: &UdpSocket, touched: &mut Vec<Shared>) {
     if touched.is_empty() {
         return;
     }
-    let sessions = hub.registry.open();
+    let sessions = hub.sending();
     touched.retain(|shared| {
         let mut session = lock(shared);
-        let credit = hub.credit(session.content().packet_bytes(), sessions);
+        let credit = hub.credit(session.told().packet_bytes, sessions);
         session.set_credit(credit);
-        let due = session.commit();
-        let mut session = act(hub, shared, session, due);
+        if session.queue() {
+            hub.queue.push(Arc::clone(shared));
+        }
+        if session.queued() {
+            return true;
+        }
         let now = hub.now();
         match session.reply_at() {
             Some(at) if at <= now => {
@@ -221,73 +365,9 @@ fn answer(hub: &Arc<Hub>, socket: &UdpSocket, touched: &mut Vec<Shared>) {
     });
 }
 
-/// Does what is due for a session.
-pub fn act<'a>(
-    hub: &Arc<Hub>,
-    shared: &'a Shared,
-    mut session: MutexGuard<'a, Session>,
-    due: Due,
-) -> MutexGuard<'a, Session> {
-    let close = match due {
-        Due::Nothing => return session,
-        Due::Verdict => {
-            drop(session);
-            let promised = promised(hub, shared);
-            session = lock(shared);
-            match verdict(hub, &mut session, promised) {
-                Want::Nothing(why) => Some(why),
-                Want::Full { .. } | Want::LogOnly(_) => return session,
-            }
-        }
-        Due::Close => None,
-        Due::Fail(why) => {
-            session.want(Want::Nothing(why.clone()));
-            session.reboot();
-            Some(why)
-        }
-    };
-    drop(session);
-    closing::start(hub, shared, close);
-    lock(shared)
-}
-
-/// Decides what is wanted of a crash and tells everybody.
-fn verdict(hub: &Hub, session: &mut Session, promised: u64) -> Want {
-    let summary = session.content().summary();
-    let want = hub.decide(summary.ram_pages, promised);
-    let (name, why) = match &want {
-        Want::Full { .. } => ("full", None),
-        Want::LogOnly(why) => ("log-only", Some(why.clone())),
-        Want::Nothing(why) => ("reboot", Some(why.clone())),
-    };
-    hub.events.tell(&Event::Verdict {
-        about: session.about().clone(),
-        kernel: summary.kernel.clone(),
-        reason: summary.reason.clone(),
-        ram_pages: summary.ram_pages,
-        verdict: name,
-        why: why.clone(),
-    });
-    session.want(want.clone());
-    if matches!(want, Want::Nothing(_)) {
-        session.reboot();
-    }
-    if let Err(error) = session.write_file(State::Receiving, why) {
-        hub.events.warn(format!("{error:#}"));
-    }
-    want
-}
-
-/// Bytes still to come in other sessions.
-fn promised(hub: &Hub, this: &Shared) -> u64 {
-    let others = hub.registry.live();
-    let others = others.iter().filter(|other| !Arc::ptr_eq(other, this));
-    others.fold(0, |sum, other| {
-        let session = lock(other);
-        let open = session.phase() == Phase::Receiving;
-        sum.saturating_add(if open { session.bytes_to_come() } else { 0 })
-    })
-}
-
 /// Bounds how late the end of the program is noticed.
 const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// How soon a session that a writer has is looked at again.
+const WRITER_WAIT: Micros = Micros::from_millis(2);
+/// How soon a host asks again for which there is no room at all.
+const REFUSED_SECONDS: u16 = 10;

@@ -2,7 +2,9 @@
 //! packets, late or replayed, begin nothing anew.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use proto::units::{KeyId, SessionId};
 
@@ -31,13 +33,16 @@ pub enum Entry {
 }
 
 /// How a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Over {
     /// The last attempt of it.
     pub attempt: u16,
-    /// Everything that was wanted is on disk: the host may reboot. If not, a later attempt is
-    /// welcome.
+    /// Everything that was wanted is on disk: the host may reboot. If not, it may come back.
     pub whole: bool,
+    /// Its directory, as long as the spools are there to go on with.
+    pub spools: Option<PathBuf>,
+    /// The last of them is broken: the same attempt cannot go on.
+    pub broken: bool,
 }
 
 /// All sessions.
@@ -53,6 +58,8 @@ struct Inner {
     open: HashMap<SessionId, Option<Shared>>,
     done: HashMap<SessionId, Over>,
     done_order: VecDeque<SessionId>,
+    /// Sessions whose spools stay for a while, and since when; the oldest first.
+    lingering: VecDeque<(Instant, SessionId)>,
 }
 
 impl Registry {
@@ -63,7 +70,7 @@ impl Registry {
         match inner.open.get(&id) {
             Some(Some(session)) => Some(Entry::Live(Arc::clone(session))),
             Some(None) => Some(Entry::Recovering),
-            None => inner.done.get(&id).copied().map(Entry::Done),
+            None => inner.done.get(&id).cloned().map(Entry::Done),
         }
     }
 
@@ -81,8 +88,41 @@ impl Registry {
         match entry {
             Entry::Recovering => drop(inner.open.insert(id, None)),
             Entry::Live(session) => drop(inner.open.insert(id, Some(session))),
-            Entry::Done(over) => inner.finish(id, over),
+            Entry::Done(over) => {
+                inner.open.remove(&id);
+                inner.finish(id, over);
+            }
         }
+    }
+
+    /// Forgets a session that could not begin.
+    pub fn forget(&self, id: SessionId, session: &Shared) {
+        let mut inner = lock(&self.inner);
+        let live = inner.open.get(&id).and_then(Option::as_ref);
+        if live.is_some_and(|live| Arc::ptr_eq(live, session)) {
+            inner.open.remove(&id);
+        }
+    }
+
+    /// The directories of sessions whose spools have stayed for `linger`: nobody came back to
+    /// them.
+    pub fn expired(&self, linger: Duration) -> Vec<PathBuf> {
+        let mut inner = lock(&self.inner);
+        let mut expired = Vec::new();
+        while let Some(&(since, id)) = inner.lingering.front()
+            && since.elapsed() >= linger
+        {
+            inner.lingering.pop_front();
+            let under_way = inner.open.contains_key(&id);
+            let again = inner.lingering.iter().any(|(_, other)| *other == id);
+            if let Some(over) = inner.done.get_mut(&id)
+                && !under_way
+                && !again
+            {
+                expired.extend(over.spools.take());
+            }
+        }
+        expired
     }
 
     /// Session `id` is over, unless another attempt has taken the place of `session`.
@@ -106,6 +146,14 @@ impl Registry {
             .collect()
     }
 
+    /// The sessions of one key that are under way.
+    #[must_use]
+    pub fn of_key(&self, key: KeyId) -> Vec<Shared> {
+        let inner = lock(&self.inner);
+        let same = inner.open.iter().filter(|(id, _)| id.key == key);
+        same.filter_map(|(_, session)| session.clone()).collect()
+    }
+
     /// How many sessions are not over.
     #[must_use]
     pub fn open(&self) -> usize {
@@ -116,9 +164,14 @@ impl Registry {
 impl Inner {
     /// Remembers that an attempt of a session is over; what is known of other attempts stays.
     fn finish(&mut self, id: SessionId, over: Over) {
+        if over.spools.is_some() {
+            self.lingering.push_back((Instant::now(), id));
+        }
         if let Some(before) = self.done.get_mut(&id) {
             before.attempt = before.attempt.max(over.attempt);
             before.whole |= over.whole;
+            before.spools = over.spools;
+            before.broken = over.broken;
             return;
         }
         self.done.insert(id, over);
@@ -146,6 +199,8 @@ mod tests {
     const OVER: Over = Over {
         attempt: 0,
         whole: true,
+        spools: None,
+        broken: false,
     };
 
     fn id(key: u64, arming: u64) -> SessionId {
@@ -176,6 +231,20 @@ mod tests {
             registry.set(id(1, arming), Entry::Done(OVER));
         }
         assert!(registry.get(id(1, 0)).is_none());
+        assert!(matches!(registry.get(id(1, 1)), Some(Entry::Done(OVER))));
+    }
+
+    #[test]
+    fn spools_that_nobody_comes_back_to_are_given_up_once() {
+        let registry = Registry::default();
+        let over = Over {
+            spools: Some("web1".into()),
+            ..OVER
+        };
+        registry.set(id(1, 1), Entry::Done(over));
+        assert!(registry.expired(Duration::from_secs(60)).is_empty());
+        assert_eq!(registry.expired(Duration::ZERO), [PathBuf::from("web1")]);
+        assert!(registry.expired(Duration::ZERO).is_empty());
         assert!(matches!(registry.get(id(1, 1)), Some(Entry::Done(OVER))));
     }
 }

@@ -1,212 +1,195 @@
-//! One session on the server: engine, spool, log and what the client wants to know, kept in step.
+//! The wire side of one session: engine, what waits to be written, and what the host is told.
 //!
-//! Order is everything here: datagrams go through the engine, what they completed is appended to
-//! the spool and only then acknowledged. [`Session::commit`] does the middle part; a reply is made
-//! only after it.
+//! Order is everything here: datagrams go through the engine ([`Session::receive`]), what they
+//! completed is written by a thread of [`super::writers`] and only then acknowledged
+//! ([`Session::written`]). A disk that stalls keeps acknowledgements back, never a receive thread.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context as _, Result, ensure};
-use proto::reply::{Action, Verdict};
+use anyhow::Result;
+use proto::record::RamRange;
+use proto::reply::Pull;
 use proto::server::Session as Engine;
 use proto::time::Instant as EngineInstant;
-use proto::units::{PAGE_BYTES, SessionId};
-use proto::wire::{Header, INCARNATION_BYTES, Reject};
-use serde::{Deserialize, Serialize};
+use proto::units::{PAGE_BYTES, PacketNumber, SessionId};
+use proto::wire::{INCARNATION_BYTES, Reject};
 
-use super::content::{Content, Fault, News};
-use super::directory::{CrashDir, LOG_FILE, SESSION_FILE_VERSION, SessionFile, State};
+use super::content::{Crash, Pulled, Summary};
+use super::directory::{CrashDir, SESSION_FILE_VERSION, SessionFile, State};
+use super::disk::Disk;
 use super::events::{About, Arrived};
 use super::hold::Held;
+use super::rest::Rest;
 use super::socket::Peer;
-use super::spool::{Origin, Reader, SPOOL_FILE, Spool};
+use super::spool::Origin;
+use super::verdict::{Deed, Want};
 use crate::key::{HostKey, fill_random};
 use crate::time::utc;
-
-/// What the server wants of a crash, and why not everything.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Want {
-    /// The memory.
-    Full {
-        /// Filter level: which pages are left out.
-        filter: u8,
-    },
-    /// Text, registers and state, for this reason.
-    LogOnly(String),
-    /// What has arrived so far is enough, for this reason.
-    Nothing(String),
-}
 
 /// Where a session stands in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// The client sends.
     Receiving,
-    /// A closing thread has taken it over; the engine goes on answering.
+    /// A closing thread has taken it over, or will when the writer is through with it; the engine
+    /// goes on answering.
     Closing,
-}
-
-/// What a commit calls for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Due {
-    /// Nothing.
-    Nothing,
-    /// It is known who crashed: decide what is wanted.
-    Verdict,
-    /// Everything that was asked for has arrived: close the session.
-    Close,
-    /// The session cannot go on, for this reason: close it.
-    Fail(String),
 }
 
 /// A session under way.
 pub struct Session {
     engine: Engine,
     held: Held,
-    spool: Spool,
-    content: Content,
-    /// Stream bytes that the engine delivered and the spool does not have yet.
+    /// Stream bytes that the engine delivered and no writer has taken yet.
     pending: Vec<u8>,
-    dir: CrashDir,
+    /// The packet that `pending` begins with.
+    taken: PacketNumber,
+    /// A writer has it, or will.
+    queued: bool,
+    disk: Option<Arc<Mutex<Disk>>>,
+    origin: Origin,
     about: About,
     came: Came,
     since: Instant,
     heard_at: Instant,
-    log_written: usize,
     phase: Phase,
+    close_why: Option<String>,
+    /// Another attempt has taken its place, or the host has another life: nobody comes back to it.
+    fate: Fate,
     want: Option<Want>,
+    deed: Option<Deed>,
+    told: Told,
+    /// Pages that earlier attempts lack.
+    rest: Option<Rest>,
+    /// Who waits for the pages of a pull.
+    waiter: Option<Waiter>,
+    /// Numbers of pulls given out.
+    pulls: u32,
+    /// How often a restarted server went on with it.
+    resumed: u32,
+    /// Attempts before this one that left spools in the same directory.
+    earlier: u32,
+    /// Filter level of those attempts.
+    before: Option<u8>,
+}
+
+/// What becomes of a session when it is closed as incomplete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The host may come back to it: the spools stay for a while.
+    Open,
+    /// The host will not come back.
+    Gone,
+    /// A later attempt goes on in the same directory.
+    Superseded,
 }
 
 /// Where and when a session came from.
-struct Came {
-    peer: Peer,
+pub struct Came {
+    /// Where its packets come from.
+    pub peer: Peer,
     /// UTC time of the first packet.
-    started: String,
-    /// Seconds it took before this process went on with it.
-    seconds: f64,
+    pub started: String,
+    /// Seconds it took before this process, or this attempt, went on with it.
+    pub seconds: f64,
 }
 
-impl Session {
-    /// Begins a session at `header`, the header of a genuine first packet from `peer`.
-    pub fn create(
-        key: &HostKey,
-        header: &Header,
-        peer: Peer,
-        dir: CrashDir,
-        held_bytes: &Arc<AtomicUsize>,
-    ) -> Result<Self> {
-        let origin = Origin {
-            session: header.session,
-            attempt: header.attempt,
-            first: header.number,
-        };
-        let path = dir.file(SPOOL_FILE);
-        let spool = Spool::create(&path, origin)
-            .with_context(|| format!("cannot create {}", path.display()))?;
-        let came = Came {
+/// What the writers have told of the stream.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// As far as it is known; the counts of pages are up to date, the rest since the last record
+    /// that matters.
+    pub summary: Summary,
+    /// Which crash it is.
+    pub crash: Option<Crash>,
+    /// Stream bytes a full packet of the client carries; 0 before the Hello.
+    pub packet_bytes: u16,
+    /// Stream bytes in the spool.
+    pub bytes: u64,
+}
+
+/// A person who waits for pages.
+struct Waiter {
+    number: u32,
+    answer: SyncSender<Pulled>,
+}
+
+/// What a writer is to write.
+pub struct Task {
+    /// Packets.
+    pub packets: u32,
+    /// Their stream bytes.
+    pub bytes: Vec<u8>,
+    /// Where to.
+    pub disk: Option<Arc<Mutex<Disk>>>,
+    /// What a new spool begins with.
+    pub origin: Origin,
+}
+
+impl Came {
+    /// Now, from `peer`.
+    #[must_use]
+    pub fn now(peer: Peer) -> Self {
+        Self {
             peer,
             started: utc(SystemTime::now()),
             seconds: 0.0,
-        };
-        let session = Self::assemble(key, origin, spool, Content::new(), dir, came, held_bytes)?;
-        session.write_file(State::Receiving, None)?;
-        Ok(session)
-    }
-
-    /// Takes a session up again from its spool, as far as that is whole, and writes its log anew.
-    /// Also says what is due for it.
-    pub fn resume(
-        key: &HostKey,
-        dir: CrashDir,
-        file: &SessionFile,
-        held_bytes: &Arc<AtomicUsize>,
-        stop: &AtomicBool,
-    ) -> Result<(Self, Due)> {
-        let path = dir.file(SPOOL_FILE);
-        let show = path.display();
-        let mut reader = Reader::open(&path).with_context(|| format!("cannot read {show}"))?;
-        let mut content = Content::new();
-        let (mut frame, mut fault) = (Vec::new(), None);
-        while reader
-            .frame(&mut frame)
-            .with_context(|| format!("cannot read {show}"))?
-        {
-            ensure!(!stop.load(Ordering::Relaxed), "the server ends");
-            if fault.is_none() {
-                fault = content.push(&frame).err();
-            }
         }
-        let origin = reader.origin();
-        let spool = reader
-            .into_writer(&path)
-            .with_context(|| format!("cannot write {show}"))?;
-        let due = match fault {
-            Some(fault) => Due::Fail(broken_client(fault)),
-            None if content.summary().ended.is_some() => Due::Close,
-            None if content.summary().ram_pages > 0 && file.verdict.is_none() => Due::Verdict,
-            None => Due::Nothing,
-        };
-        let came = Came {
-            peer: Peer {
-                address: file.peer,
-                local: None,
-            },
-            started: file.started.clone(),
-            seconds: file.seconds,
-        };
-        let mut session = Self::assemble(key, origin, spool, content, dir, came, held_bytes)?;
-        session.write_log(true)?;
-        if let Some(want) = &file.verdict {
-            session.want(want.clone());
-        }
-        Ok((session, due))
     }
+}
 
-    fn assemble(
+impl Session {
+    /// A session of `key`'s host. `next` is the first packet that is not written yet, and `disk`
+    /// where the others are; without one, a writer makes it.
+    pub fn new(
         key: &HostKey,
         origin: Origin,
-        spool: Spool,
-        content: Content,
-        dir: CrashDir,
+        next: PacketNumber,
+        about: About,
         came: Came,
         held_bytes: &Arc<AtomicUsize>,
     ) -> Result<Self> {
         let mut incarnation = [0; INCARNATION_BYTES];
         fill_random(&mut incarnation)?;
         let keys = key.secret.session_keys(origin.session);
-        let engine = Engine::new(
+        let mut engine = Engine::new(
             origin.session,
             keys,
             incarnation,
             origin.attempt,
             origin.first,
-            spool.next(),
+            next,
         );
-        let (host, directory) = (key.host.to_string(), dir.path().to_owned());
+        engine.set_written(next);
         let now = Instant::now();
         Ok(Self {
             engine,
             held: Held::new(Arc::clone(held_bytes)),
-            spool,
-            content,
             pending: Vec::new(),
-            about: About {
-                session: origin.session,
-                host,
-                directory,
-            },
-            dir,
+            taken: next,
+            queued: false,
+            disk: None,
+            origin,
+            about,
             came,
             since: now,
             heard_at: now,
-            log_written: 0,
             phase: Phase::Receiving,
+            close_why: None,
+            fate: Fate::Open,
             want: None,
+            deed: None,
+            told: Told::default(),
+            rest: None,
+            waiter: None,
+            pulls: 0,
+            resumed: 0,
+            earlier: 0,
+            before: None,
         })
     }
 
@@ -231,29 +214,51 @@ impl Session {
         Ok(())
     }
 
-    /// Writes what the engine delivered since the last call: spool first, then the log. Says what
-    /// is due then.
-    pub fn commit(&mut self) -> Due {
-        let packets = self.engine.next().since(self.spool.next());
-        if packets == 0 || self.phase == Phase::Closing {
-            return Due::Nothing;
-        }
-        let packets = u32::try_from(packets).unwrap_or(u32::MAX);
-        if let Err(error) = self.spool.append(packets, &self.pending) {
-            return Due::Fail(format!("cannot write the spool: {error}"));
-        }
-        let news = self.content.push(&self.pending);
-        self.pending.clear();
-        match news {
-            Err(fault) => Due::Fail(broken_client(fault)),
-            Ok(news) => self.digest(news),
+    /// Whether there is something to write that no writer knows of. The caller then queues it.
+    pub fn queue(&mut self) -> bool {
+        let news = self.engine.next() > self.taken && self.phase == Phase::Receiving;
+        let queue = news && !self.queued;
+        self.queued |= queue;
+        queue
+    }
+
+    /// Whether a writer has it, or will.
+    #[must_use]
+    pub fn queued(&self) -> bool {
+        self.queued
+    }
+
+    /// Hands what is to be written to a writer.
+    pub fn take(&mut self) -> Task {
+        let next = self.engine.next();
+        let packets = u32::try_from(next.since(self.taken)).unwrap_or(u32::MAX);
+        self.taken = next;
+        Task {
+            packets,
+            bytes: std::mem::take(&mut self.pending),
+            disk: self.disk.clone(),
+            origin: self.origin,
         }
     }
 
-    /// Makes the reply in `out`; `None` while something that the engine delivered is not written.
+    /// A writer has written: everything before `next` is in the spool.
+    pub fn written(&mut self, next: PacketNumber, spare: Vec<u8>) {
+        self.engine.set_written(next);
+        // The writer's buffer is used again, unless it is one of the large ones of a busy time.
+        if self.pending.is_empty() && spare.capacity() <= SPARE_BYTES_MAX {
+            self.pending = spare;
+            self.pending.clear();
+        }
+    }
+
+    /// A writer is through with it.
+    pub fn release(&mut self) {
+        self.queued = false;
+    }
+
+    /// Makes the reply in `out`.
     pub fn reply(&mut self, now: EngineInstant, out: &mut [u8]) -> Option<usize> {
-        let written = self.engine.next() == self.spool.next() || self.phase == Phase::Closing;
-        written.then(|| self.engine.reply(now, out)).flatten()
+        self.engine.reply(now, out)
     }
 
     /// When a reply is due.
@@ -264,20 +269,18 @@ impl Session {
 
     /// Tells the client, from the next reply on, what is wanted of it.
     pub fn want(&mut self, want: Want) {
-        match want {
-            Want::Full { filter } => self.engine.set_verdict(Verdict::Full { filter }),
-            Want::LogOnly(_) => self.engine.set_verdict(Verdict::LogOnly),
-            Want::Nothing(_) => self.engine.set_verdict(Verdict::Nothing),
-        }
+        self.engine.set_verdict(want.verdict());
         self.want = Some(want);
     }
 
-    /// Tells the host, from the next reply on, to reboot: at once, if it has not come to its end.
-    pub fn reboot(&mut self) {
-        if self.content.summary().ended.is_none() {
-            self.engine.set_verdict(Verdict::Nothing);
+    /// Tells the host, from the next reply on, what to do: at once, if it has not come to its end.
+    /// What it was told before stays.
+    pub fn dismiss(&mut self, deed: Deed) {
+        if self.told.summary.ended.is_none() {
+            self.engine.set_verdict(proto::reply::Verdict::Nothing);
         }
-        self.engine.set_action(Action::Reboot);
+        let deed = *self.deed.get_or_insert(deed);
+        self.engine.set_action(deed.action());
     }
 
     /// Lets the client send `packets` packets beyond the last one written.
@@ -285,10 +288,109 @@ impl Session {
         self.engine.set_credit(packets);
     }
 
-    /// What has arrived.
+    /// Asks for pages; gives the number of the pull.
+    pub fn pull(&mut self, ranges: &[RamRange]) -> u32 {
+        self.pulls = self.pulls.saturating_add(1);
+        // A server that is killed forgets which numbers it gave out. Each life has its own.
+        let number = (self.resumed << PULLS_PER_LIFE_BITS).saturating_add(self.pulls);
+        self.engine.set_pull(Pull { number, ranges });
+        number
+    }
+
+    /// The number that the next pull will have.
     #[must_use]
-    pub fn content(&self) -> &Content {
-        &self.content
+    pub fn next_pull(&self) -> u32 {
+        (self.resumed << PULLS_PER_LIFE_BITS).saturating_add(self.pulls.saturating_add(1))
+    }
+
+    /// The pages that earlier attempts lack, if there were any.
+    #[must_use]
+    pub fn rest(&self) -> Option<&Rest> {
+        self.rest.as_ref()
+    }
+
+    /// The same, to take what was pulled.
+    pub fn rest_mut(&mut self) -> Option<&mut Rest> {
+        self.rest.as_mut()
+    }
+
+    /// Asks for pages that `answer` gets. `None` while others are being pulled.
+    pub fn pull_for(&mut self, ranges: &[RamRange], answer: SyncSender<Pulled>) -> Option<u32> {
+        if self.waiter.is_some() {
+            return None;
+        }
+        let number = self.pull(ranges);
+        self.waiter = Some(Waiter { number, answer });
+        Some(number)
+    }
+
+    /// Nobody waits any more.
+    pub fn forget_waiter(&mut self) {
+        self.waiter = None;
+    }
+
+    /// Hands the answer of a pull to whoever waits for it.
+    pub fn hand_over(&mut self, pulled: Pulled) {
+        if let Some(waiter) = self.waiter.take_if(|waiter| waiter.number == pulled.number) {
+            // Whoever waited may have given up.
+            drop(waiter.answer.try_send(pulled));
+        }
+    }
+
+    /// What has arrived, as the writers told.
+    #[must_use]
+    pub fn told(&self) -> &Told {
+        &self.told
+    }
+
+    /// Takes over what `disk` knows; all of it, or the counts only.
+    pub fn learn(&mut self, disk: &Disk, all: bool) {
+        let content = disk.content();
+        if all {
+            self.told.summary = content.summary().clone();
+            self.told.crash = content.crash().cloned();
+            self.told.packet_bytes = content.packet_bytes();
+        }
+        self.told.summary.pages = content.summary().pages;
+        if let Some(rest) = &self.rest {
+            rest.count(&mut self.told.summary.pages);
+        }
+        self.told.bytes = disk.spool().bytes();
+    }
+
+    /// Gives it the place that a writer made for it.
+    pub fn set_disk(&mut self, disk: Disk) -> Arc<Mutex<Disk>> {
+        self.about.directory = disk.dir().path().to_owned();
+        self.earlier = disk.number() - 1;
+        let disk = Arc::new(Mutex::new(disk));
+        self.disk = Some(Arc::clone(&disk));
+        disk
+    }
+
+    /// Its disk side, once a writer has made it.
+    #[must_use]
+    pub fn disk(&self) -> Option<Arc<Mutex<Disk>>> {
+        self.disk.clone()
+    }
+
+    /// A restarted server, or a later attempt, goes on with what `file` tells.
+    pub fn goes_on(&mut self, file: &SessionFile, resumed: bool) {
+        self.came.started.clone_from(&file.started);
+        self.came.seconds = file.seconds;
+        self.before = file.verdict.as_ref().and_then(Want::asks_pages);
+        self.resumed = if resumed { file.resumed + 1 } else { 0 };
+    }
+
+    /// Attempts before this one that left spools in its directory.
+    #[must_use]
+    pub fn earlier(&self) -> u32 {
+        self.earlier
+    }
+
+    /// It turned out to be of another crash than those attempts.
+    pub fn stands_alone(&mut self, disk: &Disk) {
+        self.about.directory = disk.dir().path().to_owned();
+        self.earlier = 0;
     }
 
     /// What was wanted, once that is decided.
@@ -303,11 +405,54 @@ impl Session {
         self.phase
     }
 
-    /// Hands the session to a closing thread. `false` when another one has it.
-    pub fn begin_closing(&mut self) -> bool {
+    /// Ends the receiving. `why` tells what is missing. Nothing happens when it has ended already.
+    /// Whether the caller is to start the closing thread: if not, the writer that has the session
+    /// does.
+    pub fn begin_closing(&mut self, why: Option<String>) -> bool {
         let first = self.phase == Phase::Receiving;
-        self.phase = Phase::Closing;
-        first
+        if first {
+            self.phase = Phase::Closing;
+            self.close_why = why;
+        }
+        first && !self.queued
+    }
+
+    /// What becomes of it when it is closed as incomplete.
+    #[must_use]
+    pub fn fate(&self) -> Fate {
+        self.fate
+    }
+
+    /// Says what becomes of it when it is closed as incomplete.
+    pub fn set_fate(&mut self, fate: Fate) {
+        self.fate = fate;
+    }
+
+    /// Begins in the directory of the attempts before it, of which `earlier` left spools.
+    pub fn follows(&mut self, earlier: u32) {
+        self.earlier = earlier;
+    }
+
+    /// The pages that earlier attempts lack are known, or it is known that none are to be pulled.
+    pub fn set_rest(&mut self, rest: Rest) {
+        rest.count(&mut self.told.summary.pages);
+        self.rest = Some(rest);
+    }
+
+    /// All pages are there: the client may go on to the State text and end.
+    pub fn go_on_to_state(&mut self) {
+        self.engine.set_verdict(proto::reply::Verdict::LogOnly);
+    }
+
+    /// What [`Self::begin_closing`] was told.
+    #[must_use]
+    pub fn close_why(&self) -> Option<String> {
+        self.close_why.clone()
+    }
+
+    /// Nothing is kept any more, and whatever arrives is acknowledged, so that the host gets away.
+    pub fn acknowledge_all(&mut self) {
+        self.engine.set_written(PacketNumber(u64::MAX));
     }
 
     /// Which session this is.
@@ -319,13 +464,13 @@ impl Session {
     /// The session's name.
     #[must_use]
     pub fn id(&self) -> SessionId {
-        self.engine.id()
+        self.origin.session
     }
 
     /// The attempt that is being received.
     #[must_use]
     pub fn attempt(&self) -> u16 {
-        self.engine.attempt()
+        self.origin.attempt
     }
 
     /// Where its packets come from.
@@ -340,16 +485,22 @@ impl Session {
         self.heard_at
     }
 
-    /// Its directory.
+    /// Its directory, once there is one.
     #[must_use]
-    pub fn dir(&self) -> &CrashDir {
-        &self.dir
+    pub fn dir(&self) -> CrashDir {
+        CrashDir::at(self.about.directory.clone())
     }
 
-    /// What is spooled.
+    /// The server at `address` as the host knows it, if it is one of the others it was armed for.
     #[must_use]
-    pub fn spool(&self) -> &Spool {
-        &self.spool
+    pub fn server_at(&self, address: SocketAddr) -> Option<u8> {
+        let crash = self.told.crash.as_ref()?;
+        let mut others = crash
+            .servers
+            .iter()
+            .filter(|(place, _)| *place != crash.server);
+        let (place, _) = others.find(|(_, server)| *server == address)?;
+        u8::try_from(*place).ok()
     }
 
     /// Seconds from the first packet to the last one.
@@ -361,22 +512,21 @@ impl Session {
     /// How far it has come.
     #[must_use]
     pub fn arrived(&self) -> Arrived {
-        let summary = self.content.summary();
         Arrived {
-            pages: summary.pages.total(),
-            ram_pages: summary.ram_pages,
-            bytes: self.spool.bytes(),
+            pages: self.told.summary.pages.total(),
+            ram_pages: self.told.summary.ram_pages,
+            bytes: self.told.bytes,
             seconds: self.seconds(),
         }
     }
 
-    /// Bytes of memory that have not arrived yet, if all is wanted: what the disk must have room
+    /// Bytes of memory that have not arrived yet, if they are wanted: what the disk must have room
     /// for.
     #[must_use]
     pub fn bytes_to_come(&self) -> u64 {
-        let summary = self.content.summary();
+        let summary = &self.told.summary;
         let pages = summary.ram_pages.saturating_sub(summary.pages.total());
-        if matches!(self.want, Some(Want::Full { .. })) {
+        if matches!(self.want, Some(Want::Full { .. } | Want::Rest { .. })) {
             pages.saturating_mul(PAGE_BYTES as u64)
         } else {
             0
@@ -386,11 +536,13 @@ impl Session {
     /// Filter level of the dump: what either side leaves out.
     #[must_use]
     pub fn filter(&self) -> u8 {
-        let asked = match self.want {
-            Some(Want::Full { filter }) => filter,
-            Some(Want::LogOnly(_) | Want::Nothing(_)) | None => 0,
-        };
-        asked | self.content.summary().filter_demanded
+        self.want.as_ref().map_or(0, Want::filter) | self.told.summary.filter_demanded
+    }
+
+    /// Filter level that the attempts before this one had; `otherwise` if it was not decided.
+    #[must_use]
+    pub fn filter_before(&self, otherwise: u8) -> u8 {
+        self.before.unwrap_or(otherwise)
     }
 
     /// What `session.json` holds at this moment.
@@ -406,56 +558,23 @@ impl Session {
             key: self.id().key.to_string(),
             arming: self.id().arming.to_string(),
             attempt: self.attempt(),
+            resumed: self.resumed,
             peer: self.came.peer.address,
             started: self.came.started.clone(),
             seconds: self.seconds(),
-            bytes: self.spool.bytes(),
-            summary: self.content.summary().clone(),
+            bytes: self.told.bytes,
+            summary: self.told.summary.clone(),
             vmcore: None,
         }
     }
 
     /// Replaces `session.json`.
     pub fn write_file(&self, state: State, why: Option<String>) -> Result<()> {
-        self.dir.write_session(&self.file(state, why))
-    }
-
-    /// Brings the log file up to what has arrived. Unless `all`, a kernel log that grew by less
-    /// than a quarter waits, so that a long one is not written over and over.
-    pub fn write_log(&mut self, all: bool) -> Result<()> {
-        let bytes = self.content.log_bytes();
-        if bytes > self.log_written && (all || bytes >= self.log_written + self.log_written / 4) {
-            self.dir.write_log(&self.content.log())?;
-            self.log_written = bytes;
-        }
-        let state = self.content.take_state();
-        if !state.is_empty() {
-            let path = self.dir.file(LOG_FILE);
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(&path)
-                .and_then(|mut file| file.write_all(&state))
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn digest(&mut self, news: News) -> Due {
-        let text_over = self.content.summary().pages.total() > 0 || news.ended;
-        if let Err(error) = self.write_log(text_over) {
-            return Due::Fail(format!("{error:#}"));
-        }
-        if news.ended {
-            Due::Close
-        } else if news.hello {
-            Due::Verdict
-        } else {
-            Due::Nothing
-        }
+        self.dir().write_session(&self.file(state, why))
     }
 }
 
-fn broken_client(fault: Fault) -> String {
-    format!("the client sends what no client may: {fault:?}")
-}
+/// A writer's buffer that is larger is given back to the allocator.
+const SPARE_BYTES_MAX: usize = 128 << 10;
+/// Pulls that a server can ask for in its life: as many as these bits can count.
+const PULLS_PER_LIFE_BITS: u32 = 20;

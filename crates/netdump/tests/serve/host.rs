@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use netdump::key::HostKey;
 use proto::arming::{Address, Server};
-use proto::client::{Client, Input, Outcome, PageStatus, Pass, Pool, Start, Step, Want};
+use proto::client::{Client, Input, Outcome, PageStatus, Pass, Pool, Start, Step, Then, Want};
 use proto::record::{
-    BLOCK_BYTES, BLOCK_PAGES, CPU_CAPTURED, CPU_CRASHING, Cpu, Hello, RamRange, WrittenRange,
+    BLOCK_BYTES, BLOCK_PAGES, CPU_CAPTURED, CPU_CRASHING, Cpu, Hello, RamRange, ServerName,
+    WrittenRange,
 };
+use proto::reply::Verdict;
 use proto::time::{Instant as EngineInstant, Micros};
 use proto::units::{ArmingId, PAGE_BYTES, PacketNumber, Pfn, SessionId};
 use proto::wire::Reject;
@@ -27,6 +29,7 @@ pub(crate) const STATE: [&str; 2] = ["task:init state:S\n", "Mem-Info:\n"];
 /// Pages before this one belong to the first pass.
 const PRECIOUS_END: u64 = 64;
 const SLOTS: u16 = 64;
+const PATIENCE: Duration = Duration::from_secs(20);
 const DATAGRAM_BYTES: usize = 1472;
 
 /// A host with so many pages of RAM in two ranges, about to crash.
@@ -47,8 +50,16 @@ pub(crate) struct Host {
     pub(crate) lose_every: Option<u64>,
     /// It dies after so many packets.
     pub(crate) packets_max: Option<u64>,
+    /// It dies after this time.
+    pub(crate) lives: Option<Duration>,
+    /// The network is cut for so long after so many packets.
+    pub(crate) cut: Option<(u64, Duration)>,
     /// How long it goes on without a reply.
     pub(crate) give_up: Duration,
+    /// Its boot id.
+    pub(crate) boot: [u8; 16],
+    /// The servers it was armed for, of which it is with the first.
+    pub(crate) servers: Vec<SocketAddr>,
 }
 
 /// What became of a crash.
@@ -59,6 +70,16 @@ pub(crate) struct Sent {
     pub(crate) next_packet: u64,
     /// All datagrams, as they were sent.
     pub(crate) datagrams: Vec<Vec<u8>>,
+    /// All pages that were sent, in order, with the attempt.
+    pub(crate) pages: Vec<(u16, u64)>,
+    /// When it read its first page and its last.
+    pub(crate) paging: Option<(Instant, Instant)>,
+    /// The last attempt.
+    pub(crate) attempt: u16,
+    /// The last verdict it heard.
+    pub(crate) verdict: Verdict,
+    /// How long it took.
+    pub(crate) took: Duration,
 }
 
 impl Host {
@@ -73,7 +94,11 @@ impl Host {
             first: 0,
             lose_every: None,
             packets_max: None,
+            lives: None,
+            cut: None,
             give_up: Duration::from_secs(5),
+            boot: [1; 16],
+            servers: Vec::new(),
         }
     }
 
@@ -90,7 +115,7 @@ impl Host {
         let mut client = Box::new(Client::new());
         client.start(
             EngineInstant::from_micros(0),
-            &self.start(&self.server()),
+            &self.start(&self.server(), self.attempt, self.first),
             &self.hello(),
         );
         let run = Run {
@@ -101,7 +126,11 @@ impl Host {
             begin: Instant::now(),
             text: 0,
             state: 0,
+            cut_until: None,
+            paging: None,
+            attempt: self.attempt,
             datagrams: Vec::new(),
+            pages: Vec::new(),
         };
         run.run(watch)
     }
@@ -128,14 +157,14 @@ impl Host {
         }
     }
 
-    fn start<'a>(&self, server: &'a Server) -> Start<'a> {
+    fn start<'a>(&self, server: &'a Server, attempt: u16, first: u64) -> Start<'a> {
         Start {
             server,
             datagram_bytes: DATAGRAM_BYTES,
             pool_slots: SLOTS,
             give_up: Micros::from_millis(u64::try_from(self.give_up.as_millis()).unwrap()),
-            first: PacketNumber(self.first),
-            attempt: self.attempt,
+            first: PacketNumber(first),
+            attempt,
         }
     }
 
@@ -147,6 +176,13 @@ impl Host {
         hello.ram_pages = self.announced_pages.into();
         hello.unix_seconds = 1_795_543_320.into();
         hello.page_offset = 0xffff_8880_0000_0000.into();
+        hello.boot = self.boot;
+        for (name, server) in hello.servers.iter_mut().zip(&self.servers) {
+            let SocketAddr::V4(server) = server else {
+                panic!("the tests use IPv4");
+            };
+            *name = ServerName::new(Address::V4(server.ip().octets()), server.port());
+        }
         put(&mut hello.host, self.key.host.as_str());
         put(&mut hello.release, "6.1.0-test");
         put(&mut hello.kernel_version, "#1 SMP test");
@@ -194,13 +230,26 @@ struct Run<'a> {
     begin: Instant,
     text: usize,
     state: usize,
+    cut_until: Option<Instant>,
+    paging: Option<(Instant, Instant)>,
+    attempt: u16,
     datagrams: Vec<Vec<u8>>,
+    pages: Vec<(u16, u64)>,
 }
 
 impl Run<'_> {
     fn run(mut self, mut watch: impl FnMut(u64)) -> Sent {
         let outcome = loop {
             let now = self.now();
+            if self
+                .host
+                .lives
+                .is_some_and(|lives| self.begin.elapsed() > lives)
+            {
+                break None;
+            }
+            // A host that is told to stay does so for ever; a test that forgot it ends here.
+            assert!(self.begin.elapsed() < PATIENCE, "the host still waits");
             match self.client.poll(now, &mut self.pool) {
                 Step::Send { slot, len, more } => {
                     let sent = self.datagrams.len() as u64;
@@ -215,6 +264,7 @@ impl Run<'_> {
                 }
                 Step::Read(want) => self.answer(want),
                 Step::WaitUntil(at) => self.hear(Duration::from_micros(at.since(now).get())),
+                Step::Finished(outcome) if outcome.then == Then::StartOver => self.start_over(),
                 Step::Finished(outcome) => break Some(outcome),
             }
         };
@@ -222,7 +272,23 @@ impl Run<'_> {
             outcome,
             next_packet: self.client.next_packet().0,
             datagrams: self.datagrams,
+            pages: self.pages,
+            paging: self.paging,
+            attempt: self.attempt,
+            verdict: self.client.verdict(),
+            took: self.begin.elapsed(),
         }
+    }
+
+    /// The server has lost what it had acknowledged: everything again, as another attempt.
+    fn start_over(&mut self) {
+        let first = self.client.next_packet().0;
+        self.attempt += 1;
+        (self.text, self.state) = (0, 0);
+        let server = self.host.server();
+        let start = self.host.start(&server, self.attempt, first);
+        let now = self.now();
+        self.client.start(now, &start, &self.host.hello());
     }
 
     fn now(&self) -> EngineInstant {
@@ -231,10 +297,15 @@ impl Run<'_> {
 
     fn send(&mut self, slot: u16, len: usize) {
         let bytes = self.pool.0[usize::from(slot)][..len].to_vec();
-        let lost = self
-            .host
-            .lose_every
-            .is_some_and(|every| self.datagrams.len() as u64 % every == every - 1);
+        let sent = self.datagrams.len() as u64;
+        if let Some((at, duration)) = self.host.cut
+            && sent == at
+        {
+            self.cut_until = Some(Instant::now() + duration);
+        }
+        let cut = self.cut_until.is_some_and(|until| Instant::now() < until);
+        let unlucky = |every: u64| sent % every == every - 1;
+        let lost = cut || self.host.lose_every.is_some_and(unlucky);
         if !lost {
             // A refused port is a server that is being restarted.
             drop(self.socket.send(&bytes));
@@ -303,6 +374,9 @@ impl Run<'_> {
             Want::Pages {
                 first, count, pass, ..
             } => {
+                let now_read = Instant::now();
+                let (from, _) = self.paging.unwrap_or((now_read, now_read));
+                self.paging = Some((from, now_read));
                 let mut statuses = [PageStatus::OtherPass; BLOCK_PAGES];
                 for ((Pfn(pfn), place), status) in (first.0..)
                     .map(Pfn)
@@ -311,11 +385,13 @@ impl Run<'_> {
                     .take(count.into())
                 {
                     let precious = pfn < PRECIOUS_END;
-                    *status = if precious != (pass == Pass::Precious) {
+                    let other = pass != Pass::Both && precious != (pass == Pass::Precious);
+                    *status = if other {
                         PageStatus::OtherPass
                     } else if pfn == 77 {
                         PageStatus::Unreadable
                     } else {
+                        self.pages.push((self.attempt, pfn));
                         place.copy_from_slice(&page(pfn));
                         PageStatus::Read
                     };

@@ -2,76 +2,31 @@
 //! other side.
 
 #[cfg(test)]
+mod check;
+#[cfg(test)]
+mod control;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod server;
+#[cfg(test)]
+mod storm;
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::net::UdpSocket;
-    use std::path::Path;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use netdump::key::HostKey;
-    use netdump::serve::events::Events;
-    use netdump::serve::finish::Format;
-    use netdump::serve::hub::Policy;
-    use netdump::serve::{Options, Server as InProcess};
     use proto::keys::Secret;
     use proto::reply::Action;
 
-    use crate::host::{Host, Sent, page};
+    use crate::check::{LOG, assert_rebooted, assert_whole};
+    use crate::host::Host;
     use crate::server::{Place, session};
-
-    const LOG: &str = "Linux version 6.1.0-test\neth0: link is up\nKernel panic - not syncing: test\n\
-                       task:init state:S\nMem-Info:\n";
-
-    fn assert_rebooted(sent: &Sent) {
-        let outcome = sent.outcome.unwrap();
-        assert!(outcome.complete);
-        assert_eq!(outcome.action, Action::Reboot);
-    }
-
-    /// Checks every page of a complete crash, its log, and that nothing else is left in its
-    /// directory.
-    fn assert_whole(crash: &Path, host: &Host) {
-        let file = session(crash);
-        assert_eq!(file["state"], "complete", "{file}");
-        assert_eq!(file["pages"]["unreadable"], 1);
-        assert_eq!(fs::read_to_string(crash.join("log")).unwrap(), LOG);
-        let mut names: Vec<String> = fs::read_dir(crash)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        assert_eq!(names, ["log", "session.json", "vmcore"]);
-        let mut image = dump::Reader::open(&crash.join("vmcore")).unwrap();
-        assert_eq!(image.cpus().len(), 2);
-        assert!(!image.is_incomplete());
-        let mut bytes = [0; 4096];
-        for pfn in host
-            .ram
-            .iter()
-            .flat_map(|&(first, pages)| first..first + pages)
-        {
-            let state = image.read_page(dump::Pfn(pfn), &mut bytes).unwrap();
-            if pfn == 77 {
-                assert_eq!(state, dump::PageState::Unreadable);
-            } else {
-                assert_eq!(state, dump::PageState::Data);
-                assert!(bytes == page(pfn), "page {pfn}");
-            }
-        }
-    }
-
-    fn wait_for_state(crash: &Path, state: &str) {
-        let give_up = Instant::now() + Duration::from_secs(10);
-        while session(crash)["state"] != state {
-            assert!(Instant::now() < give_up, "{}", session(crash));
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
 
     #[test]
     fn a_crash_arrives_whole() {
@@ -260,75 +215,6 @@ mod tests {
         );
         server.stop();
         assert_eq!(place.crashes().len(), 1);
-    }
-
-    #[test]
-    fn a_client_that_starts_over_loses_nothing() {
-        let (place, key) = Place::new();
-        let server = place.serve(&[]);
-        let dying = Host {
-            packets_max: Some(400),
-            ..Host::new(&key, 1)
-        };
-        let sent = dying.crash(server.address);
-        let host = Host {
-            attempt: 1,
-            first: sent.next_packet,
-            ..Host::new(&key, 1)
-        };
-        assert_rebooted(&host.crash(server.address));
-        let incomplete = server.wait_for("incomplete");
-        assert_eq!(incomplete["why"], "the client started over");
-        server.wait_for("complete");
-        let crashes = place.crashes();
-        assert_eq!(crashes.len(), 2);
-        assert_eq!(session(&crashes[0])["state"], "incomplete");
-        assert_whole(&crashes[1], &host);
-    }
-
-    #[test]
-    fn a_host_that_falls_silent_is_kept_as_far_as_it_came_and_may_come_back() {
-        let (place, key) = Place::new();
-        let options = Options {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            dumpdir: place.dumps(),
-            keys: place.keys(),
-            format: Format::Kdump,
-            policy: Policy::Full,
-            filter: 0,
-            threads: 2,
-            silence: Duration::from_millis(300),
-        };
-        let server = InProcess::start(&options, Events::new(false)).unwrap();
-        let host = Host {
-            packets_max: Some(400),
-            ..Host::new(&key, 1)
-        };
-        let sent = host.crash(server.address());
-        assert!(sent.outcome.is_none());
-        let crash = place.crashes().remove(0);
-        wait_for_state(&crash, "incomplete");
-        let again = Host {
-            attempt: 1,
-            first: sent.next_packet,
-            ..Host::new(&key, 1)
-        };
-        assert_rebooted(&again.crash(server.address()));
-        let retold = place.crashes().remove(1);
-        wait_for_state(&retold, "complete");
-        server.stop();
-        assert_whole(&retold, &again);
-        let file = session(&crash);
-        assert_eq!(file["why"], "nothing was heard for 0.3 s");
-        assert!(file["vmcore"]["pages_lost"].as_u64().unwrap() > 0);
-        assert!(
-            fs::read_to_string(crash.join("log"))
-                .unwrap()
-                .contains("Kernel panic")
-        );
-        let image = dump::Reader::open(&crash.join("vmcore-incomplete")).unwrap();
-        assert!(image.is_incomplete());
-        assert!(!crash.join("spool").exists());
     }
 
     #[test]

@@ -7,9 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netdump::key::{HostKey, HostName};
+use netdump::serve::events::Events;
+use netdump::serve::finish::Format;
+use netdump::serve::hub::Policy;
+use netdump::serve::verdict::Deed;
+use netdump::serve::{Options, Server as InProcess};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -84,7 +89,12 @@ impl Place {
 
     /// Starts a server.
     pub(crate) fn serve_at(&self, listen: &str, more: &[&str]) -> Server {
-        let mut child = self.command(listen, more).spawn().unwrap();
+        self.start(&mut self.command(listen, more))
+    }
+
+    /// Starts a server with this command line.
+    pub(crate) fn start(&self, command: &mut Command) -> Server {
+        let mut child = command.spawn().unwrap();
         let (sender, events) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || {
@@ -102,6 +112,43 @@ impl Place {
         let listening = server.wait_for("listening");
         server.address = listening["address"].as_str().unwrap().parse().unwrap();
         server
+    }
+
+    /// A server in this process, for what the command line does not set: how soon a session counts
+    /// as silent, and how long its spools stay.
+    pub(crate) fn serve_here(&self, silence: Duration, linger: Duration) -> InProcess {
+        let options = Options {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            dumpdir: self.dumps(),
+            keys: self.keys(),
+            format: Format::Kdump,
+            policy: Policy::Full,
+            filter: 0,
+            hold: false,
+            redirect: None,
+            action: Deed::Reboot,
+            active: 8,
+            threads: 2,
+            silence,
+            linger,
+        };
+        InProcess::start(&options, Events::new(false)).unwrap()
+    }
+
+    /// Runs another `netdump` command on the dump directory here; its exit code, stdout and stderr.
+    pub(crate) fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_netdump"))
+            .args(args)
+            .arg("--dumpdir")
+            .arg(self.dumps())
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code().unwrap(),
+            text(output.stdout),
+            text(output.stderr),
+        )
     }
 
     /// Runs a server that must fail to start; returns its stderr.
@@ -123,15 +170,29 @@ impl Place {
 impl Server {
     /// The next event of this kind. Panics when it does not come soon.
     pub(crate) fn wait_for(&self, kind: &str) -> Value {
-        loop {
-            let event = self
-                .events
-                .recv_timeout(Duration::from_secs(10))
-                .unwrap_or_else(|_| panic!("no {kind} event came"));
+        let give_up = Instant::now() + Duration::from_secs(20);
+        let mut others = Vec::new();
+        while let Ok(event) = self
+            .events
+            .recv_timeout(give_up.saturating_duration_since(Instant::now()))
+        {
             if event["event"] == kind {
                 return event;
             }
+            others.push(event);
         }
+        panic!("no {kind} event came, but {others:?}");
+    }
+
+    /// The next event of any kind.
+    pub(crate) fn next(&self) -> Value {
+        let wait = Duration::from_secs(10);
+        self.events.recv_timeout(wait).expect("an event")
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it as an administrator would; returns the drop counts it told last.

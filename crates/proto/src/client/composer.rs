@@ -313,7 +313,7 @@ impl Composer {
             return self.compose_pages();
         }
         if self.pulls.under_way() || (self.pulls.waits() && self.may_pull()) {
-            return self.advance_pull();
+            return self.advance_pull(verdict);
         }
         match self.stage {
             Stage::Text { .. } => Advance::Read(Want::Text),
@@ -326,7 +326,7 @@ impl Composer {
                 Verdict::Undecided
                 | Verdict::Nothing
                 | Verdict::Wait { .. }
-                | Verdict::Hold
+                | Verdict::Hold { .. }
                 | Verdict::Redirect { .. } => Advance::Blocked,
             },
             Stage::Pages(walk) => self.advance_walk(verdict, walk),
@@ -361,7 +361,7 @@ impl Composer {
             Verdict::Undecided
             | Verdict::Nothing
             | Verdict::Wait { .. }
-            | Verdict::Hold
+            | Verdict::Hold { .. }
             | Verdict::Redirect { .. } => return Advance::Blocked,
         };
         let Some((first, count, next)) = walk.next(&self.ram) else {
@@ -385,7 +385,7 @@ impl Composer {
     }
 
     /// Goes one step on with a pull.
-    fn advance_pull(&mut self) -> Advance {
+    fn advance_pull(&mut self, verdict: Verdict) -> Advance {
         if !self.pulls.under_way() {
             // What the walk has told of a run belongs before the pull.
             if self.run.is_some() {
@@ -403,7 +403,16 @@ impl Composer {
         match self.pulls.next(&self.ram, widen(BLOCK_PAGES)) {
             Piece::Ram(first, pages) => {
                 let count = u16::try_from(pages).unwrap_or(0);
-                self.ask_pages(first, count, Pass::Both, 0)
+                let filter = match verdict {
+                    Verdict::Hold { filter } => filter,
+                    Verdict::Undecided
+                    | Verdict::Full { .. }
+                    | Verdict::LogOnly
+                    | Verdict::Nothing
+                    | Verdict::Wait { .. }
+                    | Verdict::Redirect { .. } => 0,
+                };
+                self.ask_pages(first, count, Pass::Both, filter)
             }
             Piece::Hole(first, pages) => {
                 let why = Kind::Unreadable;

@@ -337,21 +337,19 @@ impl Window {
         self.steer(fresh);
     }
 
-    /// The server was restarted: what had arrived ahead of its turn was in its memory only, so that
-    /// it counts as lost, unless the new server's reply says otherwise.
+    /// The server was restarted: what was under way, and what had arrived ahead of its turn and was
+    /// in its memory only, counts as lost, unless the new server's reply says otherwise.
     pub(super) fn server_restarted(&mut self) {
         let mut number = self.base;
         while number < self.next {
-            let mut forgotten = 0;
-            if let Some(slot) = self.slot_mut(number)
-                && slot.state == State::Acknowledged
-            {
+            if let Some(slot) = self.slot_mut(number) {
                 slot.state = State::Lost;
-                forgotten = 1;
             }
-            self.lost = self.lost.saturating_add(forgotten);
             number = number.plus(1);
         }
+        self.flying = 0;
+        self.lost = u32::try_from(self.next.since(self.base)).unwrap_or(u32::MAX);
+        self.backoff = 0;
     }
 
     /// A sample of the round trip, if the packet that arrived last was sent once and is news.

@@ -247,7 +247,7 @@ fn replies_round_trip() {
         Verdict::LogOnly,
         Verdict::Nothing,
         Verdict::Wait { seconds: 17 },
-        Verdict::Hold,
+        Verdict::Hold { filter: 31 },
         Verdict::Redirect { server: 3 },
     ];
     let actions = [Action::None, Action::Reboot, Action::Halt, Action::Stay];

@@ -81,14 +81,14 @@ impl Server {
         } else if crash.recovering {
             let missing = crash.model.missing().next().is_some();
             if missing {
-                Verdict::Hold
+                Verdict::Hold { filter: 0 }
             } else {
                 Verdict::LogOnly
             }
         } else if options.hold > 0
             && (durable.pulls_left > 0 || durable.waits_for_pull(&crash.model))
         {
-            Verdict::Hold
+            Verdict::Hold { filter: 0 }
         } else {
             let filter = u8::try_from(options.filter).unwrap_or(0);
             Verdict::Full { filter }
@@ -127,7 +127,7 @@ impl Server {
         if over || !model.map() || durable.waits_for_pull(model) {
             return;
         }
-        let ranges = if crash.recovering && verdict == Verdict::Hold {
+        let ranges = if crash.recovering && matches!(verdict, Verdict::Hold { .. }) {
             missing_ranges(model)
         } else if durable.pulls_left > 0 && !crash.recovering {
             durable.pulls_left -= 1;
@@ -202,7 +202,7 @@ fn name(verdict: Verdict) -> &'static str {
         Verdict::LogOnly => "log only",
         Verdict::Nothing => "nothing",
         Verdict::Wait { .. } => "wait",
-        Verdict::Hold => "hold",
+        Verdict::Hold { .. } => "hold",
         Verdict::Redirect { .. } => "redirect",
     }
 }
