@@ -129,15 +129,9 @@ fn the_ending_is_what_the_wire_says() {
 #[test]
 fn transmit_completions_of_milliseconds_neither_stall_nor_count_as_losses() {
     let calm = Options::calm(1);
-    let at_once = run(World::new(&Options {
-        nic_us: 0,
-        ..calm.clone()
-    }));
+    let at_once = run(World::new(&Options { nic_us: 0, ..calm }));
     for nic_us in [1_000, 5_000, 19_000] {
-        let report = run(World::new(&Options {
-            nic_us,
-            ..calm.clone()
-        }));
+        let report = run(World::new(&Options { nic_us, ..calm }));
         assert!(report.outcome.complete);
         assert_eq!(report.resent, 0, "{nic_us} us a completion");
         // Each buffer is used again as soon as the device gives it back; the engine may look up to
