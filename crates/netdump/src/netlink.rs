@@ -147,15 +147,15 @@ impl Netlink {
         }
     }
 
-    /// Whether `address` of device `device` can be used. Only IPv6 ever says no.
-    pub fn usable(&mut self, address: IpAddr, device: u32) -> io::Result<Usable> {
+    /// Whether our own `address` can be used. Only IPv6 ever says no.
+    pub fn usable(&mut self, address: IpAddr) -> io::Result<Usable> {
         if address.is_ipv4() {
             return Ok(Usable::Yes);
         }
         let mut request = Request::new(RTM_GETADDR);
-        let index = device.to_ne_bytes();
         let (family, bits) = (family(address), prefix_bits(address));
-        request.body(&[family, bits, 0, 0, index[0], index[1], index[2], index[3]]);
+        // No device is named: the address may be on another one than the route's.
+        request.body(&[family, bits, 0, 0, 0, 0, 0, 0]);
         request.address(IFA_ADDRESS, address);
         let answer = self.ask(request, RTM_NEWADDR)?;
         parse_usable(&answer).ok_or_else(|| malformed("address"))

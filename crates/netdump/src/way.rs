@@ -217,9 +217,9 @@ fn source(netlink: &mut Netlink, route: &Route, device: &Link) -> Result<IpAddr>
     let name = &device.name;
     let source = route
         .source
-        .ok_or_else(|| anyhow!("device {name} has no address of its own that can be used (yet)"))?;
+        .ok_or_else(|| anyhow!("device {name} has no address that can be used yet: give it one, or arm again in some seconds"))?;
     let usable = netlink
-        .usable(source, device.index)
+        .usable(source)
         .with_context(|| format!("cannot ask for the address {source} of {name}"))?;
     match usable {
         Usable::Yes => Ok(source),
