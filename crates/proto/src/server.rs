@@ -151,7 +151,8 @@ impl Session {
         if number < self.first || is_first != (number == self.first) {
             return Err(Reject::OtherSession);
         }
-        if number.since(self.next) >= WINDOW {
+        // After the last number there is none, so a packet of that number would never count as had.
+        if number.since(self.next) >= WINDOW || number == PacketNumber(u64::MAX) {
             return Err(Reject::BeyondWindow);
         }
         let bytes = open_client(&self.keys.client, &header, datagram)?;

@@ -4,6 +4,7 @@ mod arming;
 mod lz4;
 mod poly1305;
 mod records;
+mod server;
 mod wire;
 
 /// A small generator with a stream that never changes (xorshift64*), for test data.

@@ -8,11 +8,13 @@ mod bench;
 mod cache;
 mod command;
 mod demo;
+mod fuzz;
 mod kernels;
 mod kmod;
 mod lock;
 mod output;
 mod packages;
+mod sim;
 mod test;
 #[cfg(test)]
 mod tidy;
@@ -20,11 +22,12 @@ mod toolchain;
 mod tools;
 mod vm;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::fuzz::Fuzz;
 use crate::kmod::Variant;
 use crate::test::Lane;
 use crate::vm::Guest;
@@ -79,6 +82,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Fuzzes a decoder, an engine or the simulated world with libFuzzer.
+    Fuzz(Fuzz),
 }
 
 #[derive(Subcommand)]
@@ -206,13 +211,8 @@ fn run(task: Task) -> Result<()> {
         Task::Kernels {
             task: Kernels::Update,
         } => kernels::update(),
-        Task::Sim { arguments } => {
-            let mut cargo = Command::new("cargo");
-            cargo
-                .args(["test", "--profile", "sim", "-p", "sim", "--"])
-                .args(arguments);
-            command::run(cargo.current_dir(cache::tree()))
-        }
+        Task::Sim { arguments } => sim::run(&arguments),
+        Task::Fuzz(fuzz) => fuzz::run(&fuzz),
     }
 }
 

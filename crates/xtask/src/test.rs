@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 
 use crate::kmod::{self, Variant};
 use crate::vm::{self, Guest};
-use crate::{cache, command, output, packages, toolchain, tools};
+use crate::{cache, command, fuzz, output, packages, toolchain, tools};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -24,7 +24,7 @@ pub(crate) enum Lane {
 
 /// How many checks a step made, and what is worth saying about them.
 #[derive(Debug, Default, PartialEq)]
-struct Tally {
+pub(crate) struct Tally {
     passed: u64,
     failed: u64,
     skipped: u64,
@@ -81,6 +81,7 @@ fn steps(symbols: bool) -> Vec<Step> {
         step("sim", || {
             tests(&["test", "--profile", "sim", "-p", "sim", "--no-fail-fast"])
         }),
+        step("fuzz corpora", fuzz::replay),
     ];
     match packages::kernels() {
         Ok(kernels) => steps.extend(kernels.into_iter().map(|kernel| {
@@ -286,7 +287,7 @@ fn unit() -> Result<Tally> {
     ])
 }
 
-fn tests(arguments: &[&str]) -> Result<Tally> {
+pub(crate) fn tests(arguments: &[&str]) -> Result<Tally> {
     let mut cargo = Command::new("cargo");
     let (succeeded, text) = command::tee(cargo.args(arguments).current_dir(cache::tree()))?;
     let mut tally = count_tests(&text);

@@ -131,7 +131,8 @@ fn registries(files: &[File]) -> Vec<String> {
     each_line(files, |file, line| {
         // Cargo itself writes the registry's name there.
         let host = hosts.iter().find(|host| line.contains(*host))?;
-        (file.path != "Cargo.lock").then(|| format!("names {host}: derive it from the machine"))
+        (!file.path.ends_with("Cargo.lock"))
+            .then(|| format!("names {host}: derive it from the machine"))
     })
 }
 
