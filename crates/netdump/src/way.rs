@@ -217,7 +217,12 @@ fn source(netlink: &mut Netlink, route: &Route, device: &Link) -> Result<IpAddr>
     let name = &device.name;
     // The kernel names ::1 where the device has only tentative addresses.
     let source = route.source.filter(|source| !source.is_loopback());
-    let source = source.ok_or_else(|| anyhow!("device {name} has no address that can be used yet: give it one, or arm again in some seconds"))?;
+    let source = source.ok_or_else(|| {
+        anyhow!(
+            "device {name} has no address that can be used yet: give it one, or arm again in some \
+             seconds"
+        )
+    })?;
     let usable = netlink
         .usable(source)
         .with_context(|| format!("cannot ask for the address {source} of {name}"))?;
