@@ -341,7 +341,8 @@ fn answer(hub: &Arc<Hub>, socket: &UdpSocket, touched: &mut Vec<Shared>) {
         let credit = hub.credit(session.told().packet_bytes, sessions);
         session.set_credit(credit);
         if session.queue() {
-            hub.queue.push(Arc::clone(shared));
+            hub.queue
+                .push(Arc::clone(shared), session.wanted().is_some());
         }
         if session.queued() {
             return true;

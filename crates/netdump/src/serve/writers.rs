@@ -26,29 +26,45 @@ use super::verdict::{self, Want};
 /// together.
 pub const WRITERS: usize = 8;
 
-/// Sessions that have something to write, in the order they came. Each is in it once, so its length
-/// is bounded by the sessions.
+/// Sessions that have something to write, in the order they came, and before all others those of
+/// which nothing is known yet: what tells who crashed, of what, is worth more than pages. Each is in
+/// it once, so its length is bounded by the sessions.
 #[derive(Default)]
 pub struct Queue {
-    sessions: Mutex<VecDeque<Shared>>,
+    sessions: Mutex<Lines>,
     more: Condvar,
+}
+
+#[derive(Default)]
+struct Lines {
+    unknown: VecDeque<Shared>,
+    known: VecDeque<Shared>,
 }
 
 impl Queue {
     /// Adds a session; it must not be in already ([`super::session::Session::queue`] sees to it).
-    pub fn push(&self, session: Shared) {
-        lock(&self.sessions).push_back(session);
+    /// `known`: a verdict is given.
+    pub fn push(&self, session: Shared, known: bool) {
+        let mut lines = lock(&self.sessions);
+        if known {
+            lines.known.push_back(session);
+        } else {
+            lines.unknown.push_back(session);
+        }
+        drop(lines);
         self.more.notify_one();
     }
 
     /// The next session; waits for one for a while.
     fn pop(&self) -> Option<Shared> {
-        let sessions = lock(&self.sessions);
-        let (mut sessions, _) = self
+        let (mut lines, _) = self
             .more
-            .wait_timeout_while(sessions, IDLE_WAIT, |sessions| sessions.is_empty())
+            .wait_timeout_while(lock(&self.sessions), IDLE_WAIT, |lines| {
+                lines.unknown.is_empty() && lines.known.is_empty()
+            })
             .unwrap_or_else(PoisonError::into_inner);
-        sessions.pop_front()
+        let Lines { unknown, known } = &mut *lines;
+        unknown.pop_front().or_else(|| known.pop_front())
     }
 }
 
@@ -120,13 +136,14 @@ fn conclude(hub: &Arc<Hub>, shared: &Shared) {
         return closing::take_over(hub, shared);
     }
     let again = session.queue();
+    let known = session.wanted().is_some();
     let due = session.reply_at().is_some_and(|at| at <= hub.now());
     drop(session);
     if due {
         speak(hub, shared);
     }
     if again {
-        hub.queue.push(Arc::clone(shared));
+        hub.queue.push(Arc::clone(shared), known);
     }
 }
 
