@@ -287,7 +287,10 @@ impl Client {
             self.window.on_time(now);
         }
         if let Some(slot) = self.window.resend(now, pool) {
-            let more = self.window.resend_ready(pool) || self.can_compose(pool);
+            // Where there is one buffer only, this send takes it from the next packet.
+            let next_is_apart = self.window.slot_of(self.window.next()) != slot.index;
+            let more =
+                self.window.resend_ready(pool) || (next_is_apart && self.can_compose(pool));
             return Step::Send {
                 slot: slot.index,
                 len: slot.bytes,
