@@ -12,7 +12,7 @@ use dump::{
 use netdump::key::HostKey;
 use netdump::serve::content::Content;
 use netdump::serve::spool;
-use proto::record::BODY_BYTES_MAX;
+use proto::record::{BLOCK_BYTES, BODY_BYTES_MAX};
 
 use crate::byte;
 
@@ -129,14 +129,16 @@ pub(crate) fn key(bytes: &[u8]) {
 /// The stream as the server takes it, cut into pieces of any size.
 pub(crate) fn content(mut bytes: &[u8]) {
     let mut content = Content::new();
+    let mut room = Box::new([0; BLOCK_BYTES]);
+    content.want_pull(1);
     while !bytes.is_empty() {
         let length = (usize::from(byte(&mut bytes)) * 16).clamp(1, bytes.len().max(1));
         let (piece, rest) = bytes.split_at(length.min(bytes.len()));
         bytes = rest;
-        if content.push(piece).is_err() {
+        if content.push(piece, &mut room).is_err() {
             return;
         }
         assert!(content.take_state().len() <= BODY_BYTES_MAX);
     }
-    let _ = (content.log(), content.verify());
+    let _ = (content.text_over(), content.verify());
 }
