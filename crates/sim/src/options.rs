@@ -172,6 +172,8 @@ options! {
         write_us: 0, [20, 2000];
         /// Packets that the socket holds; the rest is lost.
         socket_packets: 4096, [16, 200];
+        /// Whether it replies while something is not written, and acknowledges what is.
+        partial: 0, [1];
         /// Replies of the first server, of 1000, that a hostile owner of the keys has altered.
         hostile_permille: 0, [2, 100];
         /// Whether the store is read at every kill, as a vmcore.

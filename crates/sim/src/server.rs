@@ -285,8 +285,13 @@ impl Server {
             return Ok(None);
         };
         let written = live.engine.next() == live.written;
-        if !written && !given_up && self.world.mutant != Mutant::UnwrittenAcknowledged {
+        let careless = given_up || self.world.mutant == Mutant::UnwrittenAcknowledged;
+        if self.options.partial > 0 && !careless {
+            live.engine.set_written(live.written);
+        } else if !written && !careless {
             return Ok(None);
+        } else {
+            live.engine.set_written(live.engine.next());
         }
         let mut out = [0; REPLY_BYTES_MAX];
         let length = live

@@ -195,6 +195,7 @@ fn disks_fail_and_nothing_unwritten_is_acknowledged() {
         "server: syncs that failed",
     ];
     happened(&report, &names[..2]);
+    complete(&with("server.partial=1 server.write_error=300 up.loss=10"));
     let slow = run(&with("server.write_us=2000 server.socket_packets=16"));
     happened(&slow, &["server: socket full"]);
 }

@@ -30,3 +30,10 @@ fn a_later_attempt_that_the_server_lost_is_begun_again() {
                    host.ram_pages=2000";
     complete(&seed(4, options));
 }
+
+#[test]
+fn a_probe_from_the_only_buffer_promises_no_packet_after_it() {
+    // The buffer is away for longer than a timeout, so that a probe waits for it and takes it.
+    let options = "host.pool_slots=1 host.nic_us=30000 host.ram_pages=50";
+    complete(&seed(5, options));
+}
