@@ -35,7 +35,7 @@ pub(crate) struct Fuzz {
     #[arg(long)]
     all: bool,
     /// For how many minutes each.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
     /// Put what was found to be new into the committed corpus, as few inputs as give the same
     /// coverage.
