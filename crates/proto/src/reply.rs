@@ -30,7 +30,7 @@ pub const REPLY_BYTES_MAX: usize =
 const _: () = assert!(FIXED_BYTES == 44);
 /// Ranges of pages that a server can ask for at a time. With the bitmap of a client of
 /// [`crate::client::SLOTS_MAX`] buffers, a reply still fits into the smallest datagram.
-pub const PULL_RANGES_MAX: usize = 16;
+pub const PULL_RANGES_MAX: usize = 8;
 /// The longest time a client may be told to wait before it asks again, in seconds.
 pub const WAIT_SECONDS_MAX: u16 = 300;
 /// Packets a client may send before the first reply.
