@@ -456,6 +456,8 @@ impl Client {
     /// Another incarnation is a server that was restarted, or a replay of one before.
     fn is_news(&self, heard: Heard, reply: &Reply) -> bool {
         match self.heard {
+            // What was told to be done at once will be done.
+            _ if self.verdict == Verdict::Nothing && self.action != Action::None => false,
             None => true,
             Some(before) if before.incarnation == heard.incarnation => heard.number > before.number,
             // A server that is through with the host answers each packet by itself, and knows no

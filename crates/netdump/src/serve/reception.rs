@@ -78,10 +78,14 @@ fn take(
     let is_first = header.kind == Kind::First;
     let session = match hub.registry.get(header.session) {
         Some(Entry::Live(session)) => {
-            if is_first && header.attempt > lock(&session).attempt() {
-                begin(hub, now, &header, peer, datagram)?
-            } else {
-                session
+            let later = header.attempt > lock(&session).attempt();
+            match (later, is_first) {
+                (true, true) => begin(hub, now, &header, peer, datagram)?,
+                // The spool of its attempt was lost, those of earlier ones were not.
+                (true, false) => {
+                    return answer_alone(hub, now, &header, peer, datagram, Alone::StartOver);
+                }
+                (false, _) => session,
             }
         }
         Some(Entry::Done(over)) if over.whole => {

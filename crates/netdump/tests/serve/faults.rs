@@ -123,6 +123,30 @@ fn a_spool_that_is_gone_costs_another_attempt_in_the_same_directory() {
 }
 
 #[test]
+fn a_newest_spool_that_is_gone_costs_another_attempt() {
+    let (place, key) = Place::new();
+    let mut server = Some(place.serve(&["--filter", "0"]));
+    let address = server.as_ref().unwrap().address;
+    let host = Host::new(&key, 1);
+    let sent = host.crash_with(address, |packets| {
+        if packets == 400 || packets == 650 {
+            server.take().unwrap().kill();
+            let crash = place.crashes().remove(0);
+            if packets == 400 {
+                lose_tail(&crash.join("spool"), 2);
+            } else {
+                fs::remove_file(crash.join("spool-2")).unwrap();
+            }
+            server = Some(place.serve_at(&address.to_string(), &[]));
+        }
+    });
+    assert_rebooted(&sent);
+    server.unwrap().wait_for("complete");
+    assert_eq!((sent.attempt, place.crashes().len()), (2, 1));
+    assert_whole(&place.crashes()[0], &host);
+}
+
+#[test]
 fn a_server_that_knows_nothing_of_a_crash_has_it_sent_again() {
     let (place, key) = Place::new();
     let mut server = Some(place.serve(&[]));

@@ -284,10 +284,10 @@ impl Rate {
             return 0;
         }
         let quarters = PACE.get(self.phase).copied().unwrap_or(4);
-        interval
-            .saturating_mul(4)
-            .checked_div(quarters)
-            .unwrap_or(0)
+        let paced = interval.saturating_mul(4).checked_div(quarters);
+        // Never slower than a train a round trip: silence is no measure of the way.
+        let slowest = fine(Micros::new(self.shortest.value())) >> TRAIN.ilog2();
+        paced.unwrap_or(0).min(slowest)
     }
 }
 

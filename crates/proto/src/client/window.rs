@@ -91,6 +91,8 @@ pub(super) struct Window {
     timer_from: Instant,
     backoff: u32,
     probe: bool,
+    /// The timeout's packet goes whatever the rate says: what is taken to be under way may be gone.
+    overdue: bool,
     /// How long to be quiet when nothing is under way; none if zero.
     patience: Micros,
     statistics: Statistics,
@@ -144,6 +146,7 @@ impl Window {
             timer_from: Instant::from_micros(0),
             backoff: 0,
             probe: false,
+            overdue: false,
             patience: Micros::new(0),
             statistics: Statistics {
                 packets: 0,
@@ -166,6 +169,7 @@ impl Window {
         self.rate = Rate::new();
         self.backoff = 0;
         self.probe = false;
+        self.overdue = false;
         self.patience = Micros::new(0);
         self.statistics = Statistics::default();
     }
@@ -289,19 +293,20 @@ impl Window {
             self.probe = true;
         } else {
             self.lose(self.base);
+            self.overdue = true;
         }
     }
 
     /// Whether [`Self::resend`] would give a packet.
     pub(super) fn resend_ready(&self, now: Instant, pool: &mut impl Pool) -> bool {
-        self.rate.would_let(now, self.flying) && self.first_lost(pool).is_some()
+        (self.overdue || self.rate.would_let(now, self.flying)) && self.first_lost(pool).is_some()
     }
 
     /// The packet to send again now, if there is one; books it as sent.
     pub(super) fn resend(&mut self, now: Instant, pool: &mut impl Pool) -> Option<Resend> {
         let number = if self.probe {
             self.probe(pool)
-        } else if self.lost_packets > 0 && self.rate.lets(now, self.flying) {
+        } else if self.lost_packets > 0 && (self.overdue || self.rate.lets(now, self.flying)) {
             self.first_lost(pool)
         } else {
             None
@@ -319,6 +324,7 @@ impl Window {
             self.flying = self.flying.saturating_add(1);
         }
         self.probe = false;
+        self.overdue = false;
         self.statistics.resent = self.statistics.resent.saturating_add(1);
         Some(Resend { index, bytes })
     }
