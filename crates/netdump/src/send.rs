@@ -1,11 +1,11 @@
 //! `netdump send`: the client engine in user space, over an ordinary UDP socket.
 //!
-//! What a crashed host sends from its frozen memory, this sends from a [`source`]: a core file,
+//! What a crashed host sends from its frozen memory, this sends from a `source`: a core file,
 //! `/proc/vmcore` of a kdump kernel, or memory that is computed. It obeys the server's verdict and
 //! prints its action, but never carries it out. With many sessions it is the load generator.
 //!
-//! How a page travels: the engine asks for a block, [`source`] reads it straight into the engine's
-//! scratch buffer, the engine seals it into a buffer of the [`session`]'s pool, and a [`train`]
+//! How a page travels: the engine asks for a block, `source` reads it straight into the engine's
+//! scratch buffer, the engine seals it into a buffer of the `session`'s pool, and a `train`
 //! hands up to 64 such buffers to the kernel with one system call.
 
 mod corefile;

@@ -8,7 +8,7 @@
 //!  +---------+------+------------------+---------+-----------------+
 //! ```
 //! The tag (802.1Q) is there only on a VLAN; without it everything behind it lies 4 bytes earlier.
-//! All integers are big-endian. [`ipv4`] and [`ipv6`] know what is behind the Ethernet header.
+//! All integers are big-endian. `ipv4` and `ipv6` know what is behind the Ethernet header.
 
 mod ipv4;
 mod ipv6;
