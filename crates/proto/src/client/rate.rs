@@ -115,6 +115,9 @@ pub(super) struct Rate {
     phase: usize,
     /// When the next packet is due by the pace, in 1024ths of a microsecond.
     due: u64,
+    /// What follows from the figures until the next reply: divisions are too slow for each packet.
+    flight: u32,
+    pace: u64,
 }
 
 impl Rate {
@@ -133,6 +136,8 @@ impl Rate {
             start: Some((0, NEVER)),
             phase: 0,
             due: 0,
+            flight: FLIGHT_MIN,
+            pace: 0,
         }
     }
 
@@ -153,10 +158,9 @@ impl Rate {
             self.told_at = now;
             self.left_at = now;
         }
-        let interval = self.pace_interval();
-        let train = interval.saturating_mul(TRAIN).max(fine(TRAIN_TIME));
+        let train = self.pace.saturating_mul(TRAIN).max(fine(TRAIN_TIME));
         let earliest = fine_time(now).saturating_sub(train);
-        self.due = self.due.max(earliest).saturating_add(interval);
+        self.due = self.due.max(earliest).saturating_add(self.pace);
         Departure {
             at: now,
             arrived: self.arrived,
@@ -175,7 +179,7 @@ impl Rate {
 
     /// The same, without a trace.
     pub(super) fn would_let(&self, now: Instant, flying: u32) -> bool {
-        flying < self.flight() && self.due <= fine_time(now)
+        flying < self.flight && self.due <= fine_time(now)
     }
 
     /// When the pace lets the next packet go.
@@ -233,6 +237,8 @@ impl Rate {
             self.round_end = next;
             self.end_round();
         }
+        self.flight = self.allowed_flight();
+        self.pace = self.pace_interval();
     }
 
     fn end_round(&mut self) {
@@ -262,7 +268,7 @@ impl Rate {
     }
 
     /// Packets that may be under way.
-    fn flight(&self) -> u32 {
+    fn allowed_flight(&self) -> u32 {
         let (interval, shortest) = (self.interval.value(), self.shortest.value());
         if interval == NEVER || shortest == NEVER {
             return FLIGHT_MIN;
