@@ -11,8 +11,12 @@ use crate::units::PacketNumber;
 
 /// Packets under way before anything is measured, and always.
 const FLIGHT_MIN: u32 = 32;
-/// Packets on top of what fills the way: servers answer to several packets at once.
-const FLIGHT_SLACK: u64 = 64;
+/// What may be under way on top of what fills the way: so much time's packets, because servers
+/// answer to several at once and a client that polls looks for replies only now and then; within
+/// bounds.
+const SLACK_TIME: Micros = Micros::from_millis(4);
+const SLACK_MIN: u64 = 32;
+const SLACK_MAX: u64 = 256;
 /// Rounds after which a measured interval is forgotten, if it was not measured again.
 const ROUNDS_KEPT: u32 = 8;
 /// Time after which the shortest round trip is forgotten, if it was not measured again.
@@ -278,9 +282,11 @@ impl Rate {
         } else {
             FILLS
         };
-        let fine = shortest.saturating_mul(times << FINE);
-        let fills = fine.checked_div(interval).unwrap_or(0);
-        u32::try_from(fills.saturating_add(FLIGHT_SLACK)).unwrap_or(u32::MAX)
+        let time = shortest.saturating_mul(times << FINE);
+        let fills = time.checked_div(interval).unwrap_or(0);
+        let slack = fine(SLACK_TIME).checked_div(interval).unwrap_or(0);
+        let slack = slack.clamp(SLACK_MIN, SLACK_MAX);
+        u32::try_from(fills.saturating_add(slack)).unwrap_or(u32::MAX)
     }
 
     /// Time between packets by the pace, in 1024ths of a microsecond; none until the way is full.
