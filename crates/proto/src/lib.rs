@@ -27,7 +27,6 @@ pub mod arming;
 pub mod client;
 pub mod keys;
 pub mod lz4;
-mod poly1305;
 pub mod record;
 pub mod reply;
 mod seal;

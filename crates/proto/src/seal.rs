@@ -1,14 +1,15 @@
 //! The seal: ChaCha20-Poly1305 as RFC 8439 composes it, and its extended-nonce variant.
 //!
-//! Composed here from ChaCha20 and our own [`crate::poly1305`] because the finished construction
-//! in `chacha20poly1305` keeps a panic path (its keystream position is unwrapped), which the module
-//! must not link. A test holds both equal.
+//! Composed here from the two primitives because the finished construction in `chacha20poly1305`
+//! keeps a panic path (its keystream position is unwrapped), which the module must not link. A test
+//! holds both equal.
 
 use chacha20::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
 use chacha20::{ChaCha20, XChaCha20};
+use poly1305::universal_hash::{KeyInit, UniversalHash};
+use poly1305::{Block, Poly1305, Tag};
 
 use crate::keys::KEY_BYTES;
-use crate::poly1305::{BLOCK_BYTES, Poly1305};
 
 /// Bytes of the Poly1305 tag.
 pub const TAG_BYTES: usize = 16;
@@ -64,7 +65,7 @@ fn seal_with<C: StreamCipher + StreamCipherSeek>(
     let mac = mac(&mut cipher)?;
     cipher.try_seek(BODY_POSITION).ok()?;
     cipher.try_apply_keystream(body).ok()?;
-    tag_over(mac, clear, body)
+    Some(tag_over(mac, clear, body)?.into())
 }
 
 fn open_with<C: StreamCipher + StreamCipherSeek>(
@@ -90,18 +91,18 @@ fn open_with<C: StreamCipher + StreamCipherSeek>(
 fn mac<C: StreamCipher>(cipher: &mut C) -> Option<Poly1305> {
     let mut key = [0; 32];
     cipher.try_apply_keystream(&mut key).ok()?;
-    Some(Poly1305::new(&key))
+    Some(Poly1305::new((&key).into()))
 }
 
-fn tag_over(mut mac: Poly1305, clear: &[u8], body: &[u8]) -> Option<[u8; TAG_BYTES]> {
+fn tag_over(mut mac: Poly1305, clear: &[u8], body: &[u8]) -> Option<Tag> {
     mac.update_padded(clear);
     mac.update_padded(body);
     let clear = u64::try_from(clear.len()).ok()?.to_le_bytes();
     let body = u64::try_from(body.len()).ok()?.to_le_bytes();
-    let mut lengths = [0; BLOCK_BYTES];
+    let mut lengths = Block::default();
     for (to, from) in lengths.iter_mut().zip(clear.iter().chain(&body)) {
         *to = *from;
     }
-    mac.block(&lengths);
+    mac.update(&[lengths]);
     Some(mac.finalize())
 }

@@ -2,7 +2,6 @@
 
 mod arming;
 mod lz4;
-mod poly1305;
 mod records;
 mod server;
 mod wire;
