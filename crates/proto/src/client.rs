@@ -12,6 +12,7 @@
 //!                                                 ^ window: resent as it is until a reply acknowledges it
 //! ```
 
+mod attempts;
 mod composer;
 mod pull;
 mod walk;
@@ -29,6 +30,7 @@ use crate::wire::{
     INCARNATION_BYTES, Kind, Reject, open_server, seal_client,
 };
 
+pub use crate::client::attempts::{Attempts, MOVES_MAX, SERVER_TRY};
 pub use crate::client::window::{SLOTS_MAX, Statistics};
 
 /// How soon the engine looks again when only the NIC keeps it from sending.

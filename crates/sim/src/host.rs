@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use proto::arming::{Address, Server};
-use proto::client::{Client, Input, Outcome, PageStatus, Pass, Start, Step, Then, Want};
+use proto::client::{Attempts, Client, Input, Outcome, PageStatus, Pass, Start, Step, Then, Want};
 use proto::keys::{Secret, SessionKeys};
 use proto::record::{BLOCK_BYTES, BLOCK_PAGES, CPU_CAPTURED, Cpu, Hello, WrittenRange};
-use proto::reply::Action;
 use proto::time::{Instant, Micros};
 use proto::units::{ArmingId, KeyId, PAGE_BYTES, PacketNumber, Pfn, SessionId};
 use proto::wire::{Header, Kind};
@@ -34,8 +33,6 @@ pub const LOG: [&str; 3] = [
 pub const STATE: [&str; 2] = ["task:init\n", "Mem-Info:\n"];
 /// VMCOREINFO of every host.
 pub const NOTES: &str = "OSRELEASE=simulated\nPAGESIZE=4096\n";
-/// How long a silent server is tried while there is another one; the module's driver does the same.
-const SERVER_TRY: Micros = Micros::from_secs(10);
 /// Steps in one go that cost no time. Nothing needs half as many.
 const STEPS_MAX: usize = 1_000_000;
 
@@ -63,13 +60,6 @@ pub struct Activity {
     pub wake_us: Option<u64>,
 }
 
-/// How far the attempts with one server have come.
-#[derive(Clone, Copy)]
-struct Progress {
-    first: PacketNumber,
-    attempt: u16,
-}
-
 /// A host.
 pub struct Host {
     index: u64,
@@ -81,10 +71,7 @@ pub struct Host {
     options: HostOptions,
     mutant: Mutant,
     random: Random,
-    server: usize,
-    progress: Vec<Progress>,
-    /// By its own clock.
-    heard_at: Instant,
+    attempts: Attempts,
     received: VecDeque<Vec<u8>>,
     busy_until_us: u64,
     text_pieces: usize,
@@ -104,24 +91,21 @@ impl Host {
     #[must_use]
     pub fn new(options: &Options, index: u64, boot: u64, now_us: u64) -> Self {
         let random = Random::new(options.seed).fork(100 + index + (boot << 8));
-        let first = Progress {
-            first: PacketNumber(0),
-            attempt: 0,
-        };
         let servers = usize::try_from(options.world.servers.clamp(1, 4)).unwrap_or(1);
+        let give_up = Micros::from_secs(options.host.give_up_s);
+        let mut clock = Clock::new(&options.host, random.fork(1));
+        let now = clock.read(now_us);
         let mut host = Self {
             index,
             boot,
             client: Box::new(Client::new()),
             card: Card::new(&options.host),
-            clock: Clock::new(&options.host, random.fork(1)),
+            clock,
             memory: Memory::of(options, index),
             options: options.host,
             mutant: options.mutant,
             random: random.fork(2),
-            server: 0,
-            progress: vec![first; servers],
-            heard_at: Instant::from_micros(0),
+            attempts: Attempts::new(now, servers, give_up),
             received: VecDeque::new(),
             busy_until_us: now_us,
             text_pieces: 0,
@@ -131,8 +115,6 @@ impl Host {
             counts: Counts::default(),
             outcome: None,
         };
-        let now = host.clock.read(now_us);
-        host.heard_at = now;
         host.begin(now);
         host
     }
@@ -152,7 +134,7 @@ impl Host {
     /// The server it talks to.
     #[must_use]
     pub const fn server(&self) -> usize {
-        self.server
+        self.attempts.server()
     }
 
     /// When it is back from what it does.
@@ -216,7 +198,7 @@ impl Host {
                     return Ok(activity);
                 }
                 Step::Finished(outcome) => {
-                    if !self.try_next(now, outcome) {
+                    if !self.try_next(now, &outcome) {
                         self.outcome = Some(outcome);
                         return Ok(activity);
                     }
@@ -239,44 +221,27 @@ impl Host {
     fn receive(&mut self, now: Instant) {
         while let Some(mut bytes) = self.received.pop_front() {
             match self.client.handle(now, Input::Datagram(&mut bytes)) {
-                Ok(()) => self.heard_at = now,
+                Ok(()) => self.attempts.heard(now),
                 Err(reject) => self.counts.one(&refusal(&reject)),
             }
         }
     }
 
     /// Whether there is another attempt after a session ended with `outcome`, which is begun then.
-    /// The module's driver decides the same way.
-    fn try_next(&mut self, now: Instant, outcome: Outcome) -> bool {
-        let give_up = Micros::from_secs(self.options.give_up_s);
-        if outcome.action != Action::None || outcome.complete || now.since(self.heard_at) >= give_up
-        {
+    fn try_next(&mut self, now: Instant, outcome: &Outcome) -> bool {
+        let next = self.client.next_packet();
+        if !self.attempts.next(now, outcome, next) {
             return false;
         }
         let statistics = *self.client.statistics();
         self.counts.add("packets", statistics.packets);
         self.counts.add("sent again", statistics.resent);
         self.counts.add("timeouts", statistics.timeouts);
-        let progress = &mut self.progress[self.server];
-        progress.first = self.client.next_packet();
-        progress.attempt = progress.attempt.saturating_add(1);
-        self.server = match outcome.then {
-            Then::Redirect(server) => {
-                self.counts.one("redirected");
-                usize::from(server)
-            }
-            Then::StartOver => {
-                self.counts.one("started over");
-                self.server
-            }
-            Then::Over => {
-                self.counts.one("went to the next server");
-                self.server + 1
-            }
-        };
-        if self.server >= self.progress.len() {
-            self.server = 0;
-        }
+        self.counts.one(match outcome.then {
+            Then::Redirect(_) => "redirected",
+            Then::StartOver => "started over",
+            Then::Over => "went to the next server",
+        });
         self.begin(now);
         true
     }
@@ -284,7 +249,7 @@ impl Host {
     fn begin(&mut self, now: Instant) {
         let id = session(
             self.index,
-            u64::try_from(self.server).unwrap_or(0),
+            u64::try_from(self.server()).unwrap_or(0),
             self.boot,
         );
         let server = Server {
@@ -297,19 +262,13 @@ impl Host {
             session: id,
             keys: keys(id),
         };
-        let give_up = Micros::from_secs(self.options.give_up_s);
-        let progress = self.progress[self.server];
         let start = Start {
             server: &server,
             datagram_bytes: usize::try_from(self.options.datagram_bytes).unwrap_or(0),
             pool_slots: self.card.slots(),
-            give_up: if self.progress.len() == 1 {
-                give_up
-            } else {
-                give_up.min(SERVER_TRY)
-            },
-            first: progress.first,
-            attempt: progress.attempt,
+            give_up: self.attempts.try_for(),
+            first: self.attempts.first(),
+            attempt: self.attempts.attempt(),
         };
         let mut hello = Hello::new_zeroed();
         hello.ram_pages = u64::try_from(self.memory.pfns().count())
@@ -353,7 +312,7 @@ impl Host {
             self.counts.one("transmit ring full");
         }
         if !(again && self.mutant == Mutant::NoResends) {
-            activity.sent.push((leaves_us, self.server, bytes));
+            activity.sent.push((leaves_us, self.server(), bytes));
         }
         Ok(leaves_us)
     }

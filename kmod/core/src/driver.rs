@@ -4,18 +4,16 @@
 //! Ethernet addresses (nobody else on the host asks or answers after a crash), and the order in
 //! which the armed servers are tried.
 
-use proto::arming::{Address, Arming, Command, HOST_BYTES, Refusal, SERVERS_MAX, Server, Status};
-use proto::client::{Client, Input, Outcome, PageStatus, Pool, Start, Step, Then, Want};
+use proto::arming::{Address, Arming, Command, HOST_BYTES, Refusal, Status};
+use proto::client::{Attempts, Client, Input, Outcome, PageStatus, Pool, Start, Step, Then, Want};
 use proto::record::{ARCH_X86_64, BLOCK_BYTES, Hello, ServerName};
 use proto::reply::Action;
 use proto::time::{Instant, Micros};
-use proto::units::{PAGE_BYTES, PacketNumber};
+use proto::units::PAGE_BYTES;
 use zerocopy::FromZeros as _;
 
 use crate::frame::{Asker, HEADER_BYTES_MIN, Mac, Received, Route};
 
-/// How long one of several servers is tried before the next one is.
-const SERVER_TRY: Micros = Micros::from_secs(10);
 /// After so long a silence the next hop may have moved to another Ethernet address: it is asked.
 const SILENCE: Micros = Micros::from_secs(1);
 /// Time between two such questions.
@@ -105,18 +103,6 @@ fn routes(arming: &Arming) -> impl Iterator<Item = Route> {
     servers.filter_map(|server| Route::new([0; 6], arming.vlan, server))
 }
 
-/// How far the session with one server got, so that starting over uses no packet number twice.
-#[derive(Clone, Copy)]
-struct Progress {
-    first: PacketNumber,
-    attempt: u16,
-}
-
-const NO_PROGRESS: Progress = Progress {
-    first: PacketNumber(0),
-    attempt: 0,
-};
-
 /// Everything the core has; static, about 130 KiB.
 pub struct Driver {
     client: Client,
@@ -125,13 +111,9 @@ pub struct Driver {
     arming: Option<Arming>,
     crash: Option<Crash>,
     route: Option<Route>,
-    /// Index of the server that is being tried.
-    server: usize,
-    progress: [Progress; SERVERS_MAX],
-    /// When the session with it began.
+    attempts: Attempts,
+    /// When the latest attempt began.
     begun_at: Instant,
-    /// When a server was last heard, or when the crash was.
-    heard_at: Instant,
     asker: Option<Asker>,
     /// When the next hop may be asked for its Ethernet address again.
     ask_at: Instant,
@@ -152,10 +134,8 @@ impl Driver {
             arming: None,
             crash: None,
             route: None,
-            server: 0,
-            progress: [NO_PROGRESS; SERVERS_MAX],
+            attempts: Attempts::new(Instant::from_micros(0), 0, Micros::new(0)),
             begun_at: Instant::from_micros(0),
-            heard_at: Instant::from_micros(0),
             asker: None,
             ask_at: Instant::from_micros(0),
             asked: false,
@@ -219,26 +199,11 @@ impl Driver {
     /// Begins the session of a crash with the first server.
     pub fn start(&mut self, now: Instant, crash: &Crash) {
         self.crash = Some(*crash);
-        self.progress = [NO_PROGRESS; SERVERS_MAX];
-        self.server = 0;
-        self.heard_at = now;
-        self.begin(now);
-    }
-
-    /// Ends the session with the server that is being tried and begins one with the `index`-th of
-    /// the arming's. Nothing happens and the answer is false if there is no such server.
-    pub fn switch(&mut self, now: Instant, index: usize) -> bool {
-        let armed = self.arming.as_ref();
-        if armed.is_none_or(|arming| server_at(arming, index).is_none()) {
-            return false;
+        if let Some(arming) = &self.arming {
+            let give_up = Micros::from_secs(arming.give_up_seconds.into());
+            self.attempts = Attempts::new(now, arming.servers.iter().flatten().count(), give_up);
         }
-        if let Some(progress) = self.progress.get_mut(self.server) {
-            progress.first = self.client.next_packet();
-            progress.attempt = progress.attempt.saturating_add(1);
-        }
-        self.server = index;
         self.begin(now);
-        true
     }
 
     /// What to do next.
@@ -256,7 +221,7 @@ impl Driver {
                 Step::Read(want) => return self.read(want),
                 Step::WaitUntil(until) => return Next::Wait(until.min(self.next_question())),
                 Step::Finished(outcome) => {
-                    if !self.try_next(now, outcome) {
+                    if !self.try_next(now, &outcome) {
                         return Next::Finished(outcome.action);
                     }
                 }
@@ -273,7 +238,7 @@ impl Driver {
         match route.receive(frame) {
             Received::Payload(datagram) => {
                 if self.client.handle(now, Input::Datagram(datagram)).is_ok() {
-                    self.heard_at = now;
+                    self.attempts.heard(now);
                     self.asked = false;
                 }
             }
@@ -281,8 +246,9 @@ impl Driver {
             Received::Question(asker) => self.asker = Some(asker),
             Received::NextHop(mac) if self.asked => {
                 route.learn(mac);
+                let at = self.attempts.server();
                 let servers = self.arming.as_mut().map(|arming| &mut arming.servers);
-                let server = servers.and_then(|servers| servers.get_mut(self.server)?.as_mut());
+                let server = servers.and_then(|servers| servers.get_mut(at)?.as_mut());
                 if let Some(server) = server {
                     server.next_hop_mac = mac;
                 }
@@ -351,10 +317,8 @@ impl Driver {
     }
 
     fn input(&mut self, now: Instant, input: Input<'_>) {
-        // Only datagrams are ever refused.
-        if self.client.handle(now, input).is_err() {
-            self.heard_at = self.heard_at.max(now);
-        }
+        let taken = self.client.handle(now, input);
+        debug_assert!(taken.is_ok(), "only datagrams are ever refused");
     }
 
     fn answer(&mut self, frames: &mut impl Frames) -> Option<Next> {
@@ -391,7 +355,7 @@ impl Driver {
     fn next_question(&self) -> Instant {
         let resolved = self.route.is_none_or(|route| route.is_resolved());
         if resolved {
-            self.ask_at.max(self.heard_at + SILENCE)
+            self.ask_at.max(self.attempts.heard_at() + SILENCE)
         } else {
             self.ask_at
         }
@@ -401,8 +365,8 @@ impl Driver {
     fn poll(&mut self, now: Instant, frames: &mut impl Frames) -> Step {
         let header_bytes = match self.route {
             Some(route) if route.is_resolved() => route.header_bytes(),
-            Some(_) if now.since(self.begun_at) < self.try_for() => {
-                return Step::WaitUntil(self.begun_at + self.try_for());
+            Some(_) if now.since(self.begun_at) < self.attempts.try_for() => {
+                return Step::WaitUntil(self.begun_at + self.attempts.try_for());
             }
             Some(_) => {
                 return Step::Finished(Outcome {
@@ -470,58 +434,34 @@ impl Driver {
     }
 
     /// Whether there is another attempt after a session ended with `outcome`, which is begun then.
-    fn try_next(&mut self, now: Instant, outcome: Outcome) -> bool {
-        let Some(arming) = &self.arming else {
-            return false;
-        };
-        let give_up = Micros::from_secs(arming.give_up_seconds.into());
-        if outcome.action != Action::None || outcome.complete || now.since(self.heard_at) >= give_up
-        {
-            return false;
+    fn try_next(&mut self, now: Instant, outcome: &Outcome) -> bool {
+        let goes_on = self.attempts.next(now, outcome, self.client.next_packet());
+        if goes_on {
+            self.begin(now);
         }
-        let servers = arming.servers.iter().flatten().count();
-        let next = match outcome.then {
-            Then::Redirect(server) => usize::from(server),
-            Then::StartOver => self.server,
-            Then::Over => self.server.saturating_add(1),
-        };
-        self.switch(now, if next < servers { next } else { 0 })
-    }
-
-    /// How long the server is tried that is being tried.
-    fn try_for(&self) -> Micros {
-        let Some(arming) = &self.arming else {
-            return Micros::new(0);
-        };
-        let give_up = Micros::from_secs(arming.give_up_seconds.into());
-        match server_at(arming, 1) {
-            None => give_up,
-            Some(_) => give_up.min(SERVER_TRY),
-        }
+        goes_on
     }
 
     fn begin(&mut self, now: Instant) {
         let (Some(arming), Some(crash)) = (&self.arming, &self.crash) else {
             return;
         };
-        let (Some(server), Some(progress)) = (
-            server_at(arming, self.server),
-            self.progress.get(self.server),
-        ) else {
+        let at = self.attempts.server();
+        let Some(server) = arming.servers.get(at).and_then(Option::as_ref) else {
             return;
         };
         let start = Start {
             server,
             datagram_bytes: arming.datagram_bytes.into(),
             pool_slots: crash.pool_slots,
-            give_up: self.try_for(),
-            first: progress.first,
-            attempt: progress.attempt,
+            give_up: self.attempts.try_for(),
+            first: self.attempts.first(),
+            attempt: self.attempts.attempt(),
         };
         let mut hello = Hello {
             boot: arming.boot,
             host: arming.host,
-            server: u16::try_from(self.server).unwrap_or(u16::MAX).into(),
+            server: u16::try_from(at).unwrap_or(u16::MAX).into(),
             filter: u16::from(arming.filter).into(),
             ..crash.hello
         };
@@ -568,10 +508,6 @@ pub fn blank_hello() -> Hello {
         page_bytes: u32::try_from(PAGE_BYTES).unwrap_or(0).into(),
         ..Hello::new_zeroed()
     }
-}
-
-fn server_at(arming: &Arming, index: usize) -> Option<&Server> {
-    arming.servers.get(index)?.as_ref()
 }
 
 fn explain(refusal: Refusal) -> &'static str {

@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, Result, anyhow};
 use dump::{Machine, Vmcoreinfo};
 use proto::arming::{Address, Server};
-use proto::client::{Client, Input, Outcome, PageStatus, Pass, Start, Step, Then, Want};
+use proto::client::{Attempts, Client, Input, Outcome, PageStatus, Pass, Start, Step, Then, Want};
 use proto::record::{
     ARCH_X86_64, BLOCK_BYTES, BLOCK_PAGES, CPU_CAPTURED, CPU_CRASHING, Cpu, Hello, RamRange,
     ServerName,
 };
-use proto::reply::Action;
 use proto::time::{Instant, Micros};
-use proto::units::{ArmingId, PAGE_BYTES, PacketNumber, Pfn, SessionId};
+use proto::units::{ArmingId, PAGE_BYTES, Pfn, SessionId};
 use proto::wire::Reject;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
@@ -51,8 +50,7 @@ pub(super) struct Session {
     source: Box<dyn Source>,
     key: HostKey,
     name: SessionId,
-    /// How often it was started over.
-    attempt: u16,
+    attempts: Attempts,
     /// When the engine wants to be asked again.
     wake_at: Instant,
     started_at: Instant,
@@ -103,26 +101,26 @@ impl Session {
             source,
             key: key.clone(),
             name,
-            attempt: 0,
+            attempts: Attempts::new(now, 1, plan.give_up),
             wake_at: now,
             started_at: now,
             filter: 0,
             wire_bytes: 0,
             datagram_bytes,
         };
-        session.begin(plan, now, PacketNumber(0));
+        session.begin(plan, now);
         Ok(session)
     }
 
     /// Begins an attempt.
-    fn begin(&mut self, plan: &Plan, now: Instant, first: PacketNumber) {
+    fn begin(&mut self, plan: &Plan, now: Instant) {
         let start = Start {
             server: &server(plan, &self.key, self.name),
             datagram_bytes: self.datagram_bytes,
             pool_slots: self.pool_slots,
-            give_up: plan.give_up,
-            first,
-            attempt: self.attempt,
+            give_up: self.attempts.try_for(),
+            first: self.attempts.first(),
+            attempt: self.attempts.attempt(),
         };
         self.client
             .start(now, &start, &hello(plan, &self.key, self.source.machine()));
@@ -163,16 +161,14 @@ impl Session {
                     self.wake_at = at;
                     return Ok((self.leave(progress)?, None));
                 }
-                Step::Finished(Outcome {
-                    action: Action::None,
-                    then: Then::StartOver | Then::Redirect(OUR_SERVER),
-                    ..
-                }) if self.attempt < ATTEMPTS_MAX => {
-                    self.leave(progress)?;
-                    self.attempt += 1;
-                    self.begin(plan, now, self.client.next_packet());
-                }
                 Step::Finished(outcome) => {
+                    let here = matches!(outcome.then, Then::StartOver | Then::Redirect(OUR_SERVER));
+                    let next = self.client.next_packet();
+                    if here && self.attempts.next(now, &outcome, next) {
+                        self.leave(progress)?;
+                        self.begin(plan, now);
+                        continue;
+                    }
                     return Ok((self.leave(progress)?, Some(self.sent(now, outcome))));
                 }
             }
@@ -187,6 +183,7 @@ impl Session {
         batch.each(|_, datagram| {
             // What is no genuine, current reply is none of ours.
             if self.client.handle(now, Input::Datagram(datagram)).is_ok() {
+                self.attempts.heard(now);
                 self.wake_at = now;
             }
         });
@@ -367,7 +364,5 @@ fn put(field: &mut [u8], text: &str) {
 
 /// The one server's place among those the session could go to.
 const OUR_SERVER: u8 = 0;
-/// A server that forgets so often is broken.
-const ATTEMPTS_MAX: u16 = 16;
 /// Fewer would stall every round trip.
 const POOL_SLOTS_MIN: u16 = 16;

@@ -3,8 +3,8 @@
 use std::vec;
 use std::vec::Vec;
 
-use proto::arming::Status;
-use proto::client::Pass;
+use proto::arming::{SERVERS_MAX, Server, Status};
+use proto::client::{Pass, Then};
 use proto::keys::SessionKeys;
 use proto::units::{ArmingId, KeyId, Pfn, SessionId};
 use proto::wire::Header;
@@ -298,19 +298,23 @@ fn a_server_that_never_answers_makes_room_for_the_next() {
 }
 
 #[test]
-fn a_session_can_be_taken_to_a_server_by_its_index() {
+fn a_server_can_send_the_crash_to_another_by_its_index() {
     let mut driver = crashed(&[server(2), server6(3)]);
     let start = Instant::from_micros(1);
     let millisecond = start + Micros::from_millis(1);
     let first = sent(&mut driver, start, millisecond);
     let last = Header::parse(&first.last().unwrap().1[HEADER_BYTES..]).unwrap();
-    assert!(!driver.switch(millisecond, 2), "there is no third server");
-    assert!(driver.switch(millisecond, 1));
+    let to = |server| Outcome {
+        action: Action::None,
+        complete: false,
+        then: Then::Redirect(server),
+    };
+    assert!(driver.try_next(millisecond, &to(1)));
     let (_, frame) = sent(&mut driver, millisecond, millisecond + Micros::new(50))[0].clone();
     assert_eq!(frame[12..14], [0x86, 0xdd]);
     let header = Header::parse(&frame[62..]).unwrap();
     assert_eq!((header.session, header.attempt), (server6(3).session, 0));
-    assert!(driver.switch(millisecond, 0));
+    assert!(driver.try_next(millisecond, &to(0)));
     let (_, frame) = sent(&mut driver, millisecond, millisecond + Micros::new(50))[0].clone();
     let header = Header::parse(&frame[HEADER_BYTES..]).unwrap();
     assert_eq!((header.session, header.attempt), (server(2).session, 1));
