@@ -298,7 +298,7 @@ impl Driver {
                 kind: proto::wire::Kind::Data,
                 attempt: 0,
                 session: proto::units::SessionId::default(),
-                number: PacketNumber(number),
+                number: proto::units::PacketNumber(number),
             };
             let payload = datagram_bytes.saturating_sub(proto::wire::CLIENT_OVERHEAD);
             if proto::wire::seal_client(&NO_KEY, &header, datagram, payload).is_none() {
