@@ -9,6 +9,7 @@
     reason = "a target panics when it has found something; that is what it is for"
 )]
 
+mod console;
 mod engines;
 mod files;
 mod formats;
@@ -18,9 +19,10 @@ mod world;
 pub const TARGET_VARIABLE: &str = "NETDUMP_FUZZ_TARGET";
 
 /// Every target and its name, which is also that of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 12] = [
+pub const TARGETS: [(&str, fn(&[u8])); 13] = [
     ("arming", formats::arming),
     ("client", engines::client),
+    ("console", console::console),
     ("content", files::content),
     ("dump", files::dump),
     ("key", files::key),

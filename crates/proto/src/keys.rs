@@ -11,11 +11,14 @@ pub const KEY_BYTES: usize = 32;
 
 /// The HKDF salt: separates this version of the protocol from every other use of the same secret.
 const SALT: &[u8] = b"netdump/1";
-/// Purpose of the keys of client packets. A further purpose (console, enrolment) gets a label of
-/// its own.
+/// Purpose of the keys of client packets. A further purpose gets a label of its own.
 const CLIENT_LABEL: &[u8] = b"dump client";
 /// Purpose of the keys of server packets.
 const SERVER_LABEL: &[u8] = b"dump server";
+/// Purpose of the keys of log datagrams.
+const LOG_CLIENT_LABEL: &[u8] = b"log client";
+/// Purpose of the keys of their replies.
+const LOG_SERVER_LABEL: &[u8] = b"log server";
 
 /// A host's long-lived secret. It stays in user space: the kernel is given session keys only.
 #[derive(Clone)]
@@ -38,6 +41,16 @@ impl Secret {
         SessionKeys {
             client: self.derive(CLIENT_LABEL, id),
             server: self.derive(SERVER_LABEL, id),
+        }
+    }
+
+    /// The keys of the log records of the same arming. They are not the session's, so the packet
+    /// numbers of both never meet under one key.
+    #[must_use]
+    pub fn log_keys(&self, id: SessionId) -> SessionKeys {
+        SessionKeys {
+            client: self.derive(LOG_CLIENT_LABEL, id),
+            server: self.derive(LOG_SERVER_LABEL, id),
         }
     }
 

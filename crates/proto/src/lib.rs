@@ -9,7 +9,7 @@
 //! compresses, wraps the block into a [`record`], cuts the stream into datagrams and seals each
 //! ([`wire`]) into a transmit buffer of the caller's pool, which is also the retransmission buffer.
 //! [`server`] opens datagrams, puts them in order and hands the stream to its caller, which stores
-//! it and decodes it with [`record::decode`].
+//! it and decodes it with [`record::decode`]. [`console`] carries kernel messages while the host lives.
 //!
 //! Rules of this crate: no clock, no randomness, no allocation, no unsafe code, nothing that can
 //! panic. Time and memory contents are arguments; what to do next is a return value. Everything
@@ -25,6 +25,7 @@
 
 pub mod arming;
 pub mod client;
+pub mod console;
 pub mod keys;
 pub mod lz4;
 pub mod record;

@@ -1,6 +1,7 @@
 //! Tests of the protocol's bytes. The engines are tested against each other in crates/sim.
 
 mod arming;
+mod console;
 mod lz4;
 mod records;
 mod server;

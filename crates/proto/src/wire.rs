@@ -7,6 +7,7 @@
 //! data  +--------+-----+------+--------+--------+-----------+----------------+-------------------+-----+
 //! reply | same header, kind = 3                             |                | incarnation (16)  | sealed ... | tag |
 //! ```
+//! Log datagrams (kind 4) look like data, their replies (kind 5) like replies; see [`crate::console`].
 //! All integers are little-endian. The header (and the incarnation) is the seal's associated data.
 //! Parsing judges everything it returns: a [`Header`] is well formed, but only [`open_client`] or
 //! [`open_server`] says that it is genuine.
@@ -50,6 +51,18 @@ pub enum Kind {
     Data,
     /// From a server.
     Reply,
+    /// From a client, healthy or crashed: log records.
+    Log,
+    /// From a server: what it has of them.
+    LogReply,
+}
+
+impl Kind {
+    /// Whether a server sends datagrams of this kind.
+    #[must_use]
+    pub const fn is_from_server(self) -> bool {
+        matches!(self, Self::Reply | Self::LogReply)
+    }
 }
 
 /// The clear header of a datagram.
@@ -134,6 +147,8 @@ impl Header {
             1 => (Kind::First, TAG_BYTES),
             2 => (Kind::Data, TAG_BYTES),
             3 => (Kind::Reply, INCARNATION_BYTES + TAG_BYTES),
+            4 => (Kind::Log, TAG_BYTES),
+            5 => (Kind::LogReply, INCARNATION_BYTES + TAG_BYTES),
             other => return Err(Reject::UnknownKind(other)),
         };
         if rest.len() < rest_min {
@@ -157,6 +172,8 @@ impl Header {
             Kind::First => 1,
             Kind::Data => 2,
             Kind::Reply => 3,
+            Kind::Log => 4,
+            Kind::LogReply => 5,
         };
         RawHeader {
             magic: MAGIC,
@@ -194,7 +211,7 @@ pub fn open_client<'a>(
     header: &Header,
     datagram: &'a mut [u8],
 ) -> Result<&'a mut [u8], Reject> {
-    if header.kind == Kind::Reply {
+    if header.kind.is_from_server() {
         return Err(Reject::WrongDirection(header.kind));
     }
     let truncated = Reject::Truncated(datagram.len());
@@ -234,7 +251,7 @@ pub fn open_server<'a>(
     header: &Header,
     datagram: &'a mut [u8],
 ) -> Result<([u8; INCARNATION_BYTES], &'a mut [u8]), Reject> {
-    if header.kind != Kind::Reply {
+    if !header.kind.is_from_server() {
         return Err(Reject::WrongDirection(header.kind));
     }
     let truncated = Reject::Truncated(datagram.len());

@@ -112,7 +112,7 @@ impl Hostile {
     fn follow(&mut self, header: &Header, stream: &[u8]) -> Option<usize> {
         let (number, first_at) = match (header.kind, self.place) {
             (Kind::First, _) => (header.number, 0),
-            (Kind::Data | Kind::Reply, place) => place?,
+            (_, place) => place?,
         };
         if number != header.number {
             return None;

@@ -147,9 +147,10 @@ fn every_prefix_is_refused() {
             let Ok(header) = Header::parse(&packet) else {
                 continue;
             };
-            let opened = match header.kind {
-                Kind::Reply => open_server(&KEY, &header, &mut packet).map(drop),
-                Kind::First | Kind::Data => open_client(&KEY, &header, &mut packet).map(drop),
+            let opened = if header.kind.is_from_server() {
+                open_server(&KEY, &header, &mut packet).map(drop)
+            } else {
+                open_client(&KEY, &header, &mut packet).map(drop)
             };
             assert!(
                 opened.is_err(),
