@@ -13,6 +13,7 @@
 
 pub mod batch;
 pub mod frame;
+pub mod guest;
 pub mod initramfs;
 pub mod kernel;
 pub mod link;
@@ -21,6 +22,7 @@ pub mod modules;
 pub mod oracle;
 pub mod pattern;
 pub mod pcap;
+pub mod peer;
 pub mod proof;
 pub mod qmp;
 pub mod readers;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
+use vmtest::peer::{self, Way};
 use vmtest::road::Faults;
 use vmtest::run::{Plan, Progress, run};
 use vmtest::stage::{Crash, Fill, Network};
@@ -20,6 +21,57 @@ use vmtest::vm::Nic;
 enum Command {
     /// One virtual machine, one crash, one verdict.
     Run(Box<Options>),
+    /// One guest full of real files, whose dump goes by netdump or by kdump, timed.
+    Peer(Box<Peer>),
+}
+
+#[derive(Args, Debug)]
+struct Peer {
+    /// How the dump comes to the server
+    #[arg(long, value_enum)]
+    way: Way,
+    /// Filter level
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=31))]
+    level: u8,
+    /// MiB of guest RAM
+    #[arg(long, default_value = "2048")]
+    memory_mib: u64,
+    /// Folder of an unpacked linux-image package
+    #[arg(long)]
+    image: PathBuf,
+    /// netdump.ko built for that kernel
+    #[arg(long)]
+    module: PathBuf,
+    /// Static netdump program
+    #[arg(long)]
+    netdump: PathBuf,
+    /// Static peer_init program
+    #[arg(long)]
+    peer_init: PathBuf,
+    /// Static busybox
+    #[arg(long, default_value = "/bin/busybox")]
+    busybox: PathBuf,
+    /// QEMU program
+    #[arg(long, default_value = "qemu-system-x86_64")]
+    qemu: String,
+    /// Image of a disk with an ext4 full of files
+    #[arg(long)]
+    files: PathBuf,
+    /// Command that starts makedumpfile 1.7.6 or newer: loader, its option, libraries, program
+    #[arg(long)]
+    makedumpfile: String,
+    /// The kernel with symbols
+    #[arg(long)]
+    vmlinux: PathBuf,
+    /// Command that starts crash 8.0.6 or newer, with leading arguments
+    #[arg(long)]
+    crash_reader: String,
+    /// Python interpreter that has drgn
+    #[arg(long)]
+    drgn: PathBuf,
+    /// A new folder for all files of the run
+    #[arg(long)]
+    keep: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -127,8 +179,11 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let Command::Run(options) = Command::parse();
-    match execute(&options) {
+    let result = match Command::parse() {
+        Command::Run(options) => execute(&options),
+        Command::Peer(options) => compare(*options).map(|()| true),
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -136,6 +191,33 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Measures one way and prints the outcome as one JSON object.
+fn compare(options: Peer) -> Result<()> {
+    let folder = Folder::new(Some(&options.keep))?;
+    let plan = peer::Plan {
+        way: options.way,
+        level: options.level,
+        memory_mib: options.memory_mib,
+        image: options.image,
+        module: options.module,
+        netdump: options.netdump,
+        peer_init: options.peer_init,
+        busybox: options.busybox,
+        qemu: options.qemu,
+        files: options.files,
+        makedumpfile: options.makedumpfile,
+        vmlinux: options.vmlinux,
+        drgn: options.drgn,
+        crash_reader: options.crash_reader,
+    };
+    let start = Instant::now();
+    let outcome = peer::run(&plan, folder.path(), &mut |stage| {
+        eprintln!("vmtest: {:6.1} s {stage}", start.elapsed().as_secs_f64());
+    })?;
+    println!("{}", serde_json::to_string(&outcome)?);
+    Ok(())
 }
 
 /// Runs and reports; whether the verdict is Ok.

@@ -327,7 +327,7 @@ fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
 }
 
 /// The one kernel of an image package, and its release.
-fn kernel_of(image: &Path) -> Result<(PathBuf, String)> {
+pub(crate) fn kernel_of(image: &Path) -> Result<(PathBuf, String)> {
     let boot = image.join("boot");
     let mut found = Vec::new();
     for entry in fs::read_dir(&boot).with_context(|| {

@@ -11,6 +11,7 @@ pub(crate) mod engine;
 pub(crate) mod loopback;
 pub(crate) mod loss;
 pub(crate) mod native;
+pub(crate) mod peer;
 mod ssh;
 mod stage;
 pub(crate) mod storm;

@@ -134,6 +134,15 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
+    /// From the panic to the finished vmcore of a guest in use, against kdump on the same guest.
+    Peer {
+        /// Filter level: 31, 0 or both.
+        #[arg(long, default_value = "both")]
+        level: bench::peer::Levels,
+        /// Print one JSON object a row instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// Goodput of a dump, as a ratio to the limit measured in the same guest.
     Dump {
         #[command(flatten)]
@@ -202,6 +211,9 @@ fn run(task: Task) -> Result<()> {
         Task::Bench {
             task: Bench::Native { json },
         } => bench::native::run(json),
+        Task::Bench {
+            task: Bench::Peer { level, json },
+        } => bench::peer::run(level, json),
         Task::Kernels {
             task: Kernels::List,
         } => kernels::list(),

@@ -141,10 +141,12 @@ pub(crate) struct Run {
     pub(crate) folder: PathBuf,
 }
 
-struct Binaries {
-    vmtest: PathBuf,
-    guest_init: PathBuf,
-    netdump: PathBuf,
+/// What runs in the guest and beside it.
+pub(crate) struct Binaries {
+    pub(crate) vmtest: PathBuf,
+    pub(crate) guest_init: PathBuf,
+    pub(crate) peer_init: PathBuf,
+    pub(crate) netdump: PathBuf,
 }
 
 /// `cargo xtask vm`: standard output is `vmtest`'s own, so that with `json` its last line is the
@@ -273,7 +275,7 @@ impl Guest {
 }
 
 /// Builds what runs in the guest and beside it. Static, because the guest has no libraries.
-fn binaries() -> Result<Binaries> {
+pub(crate) fn binaries() -> Result<Binaries> {
     let _step = output::step("building netdump, vmtest and the guest's first program");
     let mut cargo = Command::new("cargo");
     cargo.args([
@@ -297,6 +299,7 @@ fn binaries() -> Result<Binaries> {
     Ok(Binaries {
         vmtest: executable(&messages, "vmtest")?,
         guest_init: executable(&messages, "guest_init")?,
+        peer_init: executable(&messages, "peer_init")?,
         netdump: executable(&messages, "netdump")?,
     })
 }

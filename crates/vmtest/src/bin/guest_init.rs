@@ -5,7 +5,6 @@
 //! Build it static: `RUSTFLAGS="-C target-feature=+crt-static" cargo build -p vmtest --bin
 //! guest_init --target x86_64-unknown-linux-gnu`.
 
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -13,11 +12,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::mm::{MapFlags, ProtFlags};
-use rustix::mount::{MountFlags, mount};
+use rustix::mm::MapFlags;
+use vmtest::guest::{
+    hardware_address, load_module, map, memory, mount_basics, mount_here, run, wait_for,
+    wait_for_carrier,
+};
 use vmtest::pattern::{self, PAGE_SIZE};
 use vmtest::stage::{
     CRASH_DELAY, Crash, DEVICE, Fill, IMAGE_SYMBOLS, Kernel, Network, ORDERS_PATH, Orders,
@@ -28,8 +30,6 @@ use vmtest::stage::{
 const USER_PATTERN_PAGES: usize = 2048;
 /// Bytes of each kind of page of [`Fill::Mixed`], more or less.
 const MIXED_BYTES: usize = 16 << 20;
-/// How long devices may take to appear; generous because an emulated CPU can be slow.
-const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a kernel that was told to crash may still run this program.
 const CRASH_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -47,9 +47,7 @@ fn main() {
 }
 
 fn guest() -> Result<()> {
-    for (kind, path) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
-        mount_here(kind, path)?;
-    }
+    mount_basics()?;
     let orders = fs::read(ORDERS_PATH).context("cannot read the orders")?;
     let orders: Orders = serde_json::from_slice(&orders).context("the orders are damaged")?;
     for module in &orders.modules {
@@ -97,38 +95,10 @@ fn guest() -> Result<()> {
     )
 }
 
-fn mount_here(kind: &str, path: &str) -> Result<()> {
-    fs::create_dir_all(path)?;
-    mount(kind, path, kind, MountFlags::empty(), None)
-        .with_context(|| format!("cannot mount {kind} on {path}"))
-}
-
 fn tell(port: &mut File, stage: &Stage) -> Result<()> {
     let mut line = serde_json::to_vec(stage)?;
     line.push(b'\n');
     port.write_all(&line).context("cannot write to the port")
-}
-
-fn load_module(path: &str, parameters: &str) -> Result<()> {
-    let file = File::open(path).with_context(|| format!("cannot open module {path}"))?;
-    let parameters = CString::new(parameters)?;
-    rustix::system::finit_module(&file, &parameters, 0)
-        .with_context(|| format!("cannot load module {path}"))
-}
-
-/// Asks again until `find` succeeds or the time is up.
-fn wait_for<T>(what: &str, find: impl Fn() -> Result<T>) -> Result<T> {
-    let start = Instant::now();
-    loop {
-        match find() {
-            Ok(found) => return Ok(found),
-            Err(error) if start.elapsed() > DEVICE_TIMEOUT => {
-                return Err(error)
-                    .with_context(|| format!("{what} did not appear in {DEVICE_TIMEOUT:?}"));
-            }
-            Err(_) => thread::sleep(Duration::from_millis(10)),
-        }
-    }
 }
 
 fn find_port() -> Result<File> {
@@ -149,28 +119,8 @@ fn find_port() -> Result<File> {
     bail!("no virtio-serial port is called {PORT_NAME}")
 }
 
-/// Runs a program to its end and gives its standard output.
-fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .with_context(|| format!("cannot run {program}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    ensure!(
-        output.status.success(),
-        "{program} {} failed ({}): {}",
-        arguments.join(" "),
-        output.status,
-        text(&[output.stderr, output.stdout].concat())
-    );
-    Ok(text(&output.stdout))
-}
-
 fn configure_network(network: Network) -> Result<String> {
-    let mac = wait_for("the network device", || {
-        fs::read_to_string(format!("/sys/class/net/{DEVICE}/address"))
-            .with_context(|| format!("no {DEVICE}; was its driver loaded?"))
-    })?;
+    let mac = hardware_address()?;
     // Nobody else is on this wire, so nobody need be asked whether an address is free.
     for conf in ["all", "default", DEVICE] {
         fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/accept_dad"), "0")
@@ -194,13 +144,8 @@ fn configure_network(network: Network) -> Result<String> {
     for command in commands {
         run("/bin/busybox", &[&["ip"], &command[..]].concat())?;
     }
-    wait_for("the carrier", || {
-        let carrier = fs::read_to_string(format!("/sys/class/net/{device}/carrier"))
-            .context("no carrier file")?;
-        ensure!(carrier.trim() == "1", "{device} has no carrier");
-        Ok(())
-    })?;
-    Ok(mac.trim().to_owned())
+    wait_for_carrier(&device)?;
+    Ok(mac)
 }
 
 fn arm(options: &[String], network: Network) -> Result<serde_json::Value> {
@@ -216,28 +161,6 @@ fn arm(options: &[String], network: Network) -> Result<serde_json::Value> {
     let status = run("/bin/netdump", &["status", "--json"])?;
     serde_json::from_str(&status)
         .with_context(|| format!("netdump status --json printed {status:?}"))
-}
-
-/// Anonymous memory that stays where it is until the kernel ends.
-fn memory(bytes: usize) -> Result<&'static mut [u8]> {
-    map(bytes, MapFlags::POPULATE)
-}
-
-/// Anonymous memory of one's own.
-fn map(bytes: usize, flags: MapFlags) -> Result<&'static mut [u8]> {
-    // SAFETY: a null hint and no MAP_FIXED: the kernel chooses an address where nothing is mapped.
-    let start = unsafe {
-        rustix::mm::mmap_anonymous(
-            std::ptr::null_mut(),
-            bytes,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::PRIVATE | flags,
-        )
-    }
-    .with_context(|| format!("cannot have {bytes} bytes of memory"))?;
-    // SAFETY: the mapping is `bytes` long, readable and writable, zeroed, known to nobody else, and
-    // not unmapped as long as anybody uses it.
-    Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), bytes) })
 }
 
 fn fill_memory(orders: &Orders) -> Result<Option<&'static [u8]>> {

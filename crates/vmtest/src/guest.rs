@@ -1,0 +1,147 @@
+//! What the first programs of guests have in common: mounts, modules, memory of their own, waiting.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mount::{MountFlags, mount};
+
+use crate::stage::DEVICE;
+
+/// How long devices may take to appear; generous because an emulated CPU can be slow.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Mounts what every program expects.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn mount_basics() -> Result<()> {
+    let basics = [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")];
+    basics
+        .iter()
+        .try_for_each(|(kind, path)| mount_here(kind, path))
+}
+
+/// Mounts a file system without a device on `path`, which is made.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn mount_here(kind: &str, path: &str) -> Result<()> {
+    mount_device(kind, kind, path, MountFlags::empty())
+}
+
+/// Mounts a file system of `kind` that is on `device`.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn mount_device(kind: &str, device: &str, path: &str, flags: MountFlags) -> Result<()> {
+    fs::create_dir_all(path)?;
+    mount(device, path, kind, flags, None)
+        .with_context(|| format!("cannot mount {kind} of {device} on {path}"))
+}
+
+/// Loads a module with its parameters.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn load_module(path: &str, parameters: &str) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("cannot open module {path}"))?;
+    let parameters = CString::new(parameters)?;
+    rustix::system::finit_module(&file, &parameters, 0)
+        .with_context(|| format!("cannot load module {path}"))
+}
+
+/// Asks again until `find` succeeds.
+///
+/// # Errors
+/// The last error of `find` when a minute is over.
+pub fn wait_for<T>(what: &str, find: impl Fn() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match find() {
+            Ok(found) => return Ok(found),
+            Err(error) if start.elapsed() > DEVICE_TIMEOUT => {
+                return Err(error)
+                    .with_context(|| format!("{what} did not appear in {DEVICE_TIMEOUT:?}"));
+            }
+            Err(_) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// Waits for the carrier of a network device.
+///
+/// # Errors
+/// If it does not come.
+pub fn wait_for_carrier(device: &str) -> Result<()> {
+    wait_for("the carrier", || {
+        let carrier = fs::read_to_string(format!("/sys/class/net/{device}/carrier"))
+            .context("no carrier file")?;
+        ensure!(carrier.trim() == "1", "{device} has no carrier");
+        Ok(())
+    })
+}
+
+/// The hardware address of the network card, once it is there.
+///
+/// # Errors
+/// If it does not come.
+pub fn hardware_address() -> Result<String> {
+    let address = wait_for("the network device", || {
+        fs::read_to_string(format!("/sys/class/net/{DEVICE}/address"))
+            .with_context(|| format!("no {DEVICE}; was its driver loaded?"))
+    })?;
+    Ok(address.trim().to_owned())
+}
+
+/// Runs a program to its end and gives its standard output.
+///
+/// # Errors
+/// If it cannot be run or fails; what it said is in the error.
+pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    ensure!(
+        output.status.success(),
+        "{program} {} failed ({}): {}",
+        arguments.join(" "),
+        output.status,
+        text(&[output.stderr, output.stdout].concat())
+    );
+    Ok(text(&output.stdout))
+}
+
+/// Anonymous memory that stays where it is until the kernel ends.
+///
+/// # Errors
+/// If the kernel has not so much.
+pub fn memory(bytes: usize) -> Result<&'static mut [u8]> {
+    map(bytes, MapFlags::POPULATE)
+}
+
+/// Anonymous memory of one's own.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn map(bytes: usize, flags: MapFlags) -> Result<&'static mut [u8]> {
+    // SAFETY: a null hint and no MAP_FIXED: the kernel chooses an address where nothing is mapped.
+    let start = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            bytes,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | flags,
+        )
+    }
+    .with_context(|| format!("cannot have {bytes} bytes of memory"))?;
+    // SAFETY: the mapping is `bytes` long, readable and writable, zeroed, known to nobody else, and
+    // not unmapped as long as anybody uses it.
+    Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), bytes) })
+}
