@@ -28,15 +28,21 @@
 #include <linux/utsname.h>
 #include <linux/vmalloc.h>
 #include <asm/apic.h>
+#include <asm/irq_stack.h>
 #include <asm/nmi.h>
 #include <asm/smp.h>
 #include <asm/tsc.h>
 
+#include "doze.h"
 #include "filter.h"
+#include "locks.h"
 #include "shim.h"
 
 static struct nd_shim nd;
 
+static void nd_capture_own(void);
+static void nd_dump(void);
+static void nd_resume(void);
 static void nd_resume_after_fault(void);
 
 /* ---- Time ---- */
@@ -50,9 +56,10 @@ static void nd_clock_start(void)
 	nd.tsc_start = rdtsc_ordered();
 }
 
-/* Microseconds since the crash. The kernel's own clocks may stand still by then. */
+/* Microseconds since the crash. The kernel's own clocks may stand still by then. Whoever asks is alive. */
 static u64 nd_now(void)
 {
+	WRITE_ONCE(nd.beat, nd.beat + 1);
 	return mul_u64_u32_shr(rdtsc_ordered() - nd.tsc_start, nd.tsc_mult, 32);
 }
 
@@ -114,15 +121,108 @@ static void nd_capture(struct nd_captured *to, const struct pt_regs *regs)
 	smp_store_release(&to->valid, true);
 }
 
+/* ---- Hangs ---- */
+
+static void *nd_stack_top(void)
+{
+	return nd.stack + ND_STACK_BYTES - sizeof(void *);
+}
+
+/* Whether the dump path has shown no sign of life for ND_HANG_SECONDS, as seen by one who looks again and again. */
+static bool nd_is_hung(struct nd_watch *watch)
+{
+	u32 beat = READ_ONCE(nd.beat);
+	u64 now = rdtsc();
+
+	if (beat != watch->beat || !watch->since || !READ_ONCE(nd.watched)) {
+		*watch = (struct nd_watch){ .beat = beat, .since = now };
+		return false;
+	}
+	return now - watch->since > ND_HANG_SECONDS * 1000ULL * tsc_khz;
+}
+
+/*
+ * What one of the held CPUs does: it watches the one that dumps. A hang is first broken by an NMI, which makes that CPU give
+ * up what it was doing; when that does not help, this one reboots the host.
+ */
+static void __noreturn nd_guard(void)
+{
+	struct nd_watch watch = {};
+
+	nd_doze_begin();
+	for (;;) {
+		nd_doze();
+		if (!nd_is_hung(&watch))
+			continue;
+		if (watch.kicked)
+			emergency_restart();
+		watch = (struct nd_watch){ .beat = watch.beat, .since = rdtsc(), .kicked = true };
+		WRITE_ONCE(nd.kicked, true);
+		apic->send_IPI(atomic_read(&nd.owner) - 1, NMI_VECTOR);
+	}
+}
+
+/* Where the CPU that dumps finds itself after a hang. A hang before the dump is the panic's own: it is not waited for. */
+static void nd_after_hang(void)
+{
+	nd.hangs++;
+	if (nd.running)
+		nd_resume();
+	nd_capture_own();
+	nd.reason = "the kernel hung in its own panic";
+	nd.running = true;
+	nd_dump();
+	nd_hold();
+}
+
+/*
+ * Makes an NMI that came from kernel mode return to `entry`, on the dump's own stack. What it returns by is not `regs` but
+ * the frame behind it, which entry_64.S keeps for NMIs in NMIs; where interrupts have no such table (FRED), it is `regs`.
+ */
+static void nd_return_to(struct pt_regs *regs, void (*entry)(void))
+{
+	u64 *frame = (u64 *)(regs + 1);
+	bool behind = frame[0] == regs->ip && frame[1] == regs->cs && frame[3] == regs->sp;
+	unsigned long flags = regs->flags & ~X86_EFLAGS_IF;
+
+	regs->ip = (unsigned long)entry;
+	regs->sp = (unsigned long)nd_stack_top();
+	regs->flags = flags;
+	if (behind) {
+		frame[0] = regs->ip;
+		frame[2] = flags;
+		frame[3] = regs->sp;
+	}
+}
+
+/* On the CPU that dumps: a guard's word, or a watchdog's counter that sees no life, takes it out of where it hangs. */
+static int nd_on_own_nmi(struct pt_regs *regs)
+{
+	static struct nd_watch watch;
+
+	if (user_mode(regs) || (!READ_ONCE(nd.kicked) && !nd_is_hung(&watch)))
+		return NMI_DONE;
+	WRITE_ONCE(nd.kicked, false);
+	watch.since = 0;
+	nd_return_to(regs, nd_after_hang);
+	return NMI_HANDLED;
+}
+
 /*
  * On the other CPUs: save what they did, and hold them. They stay online for whoever reads the dump, which the kernel's
  * own way of stopping them would hide.
  */
 static int nd_on_nmi(unsigned int type, struct pt_regs *regs)
 {
-	if (!READ_ONCE(nd.stopping) || nd_is_owner())
+	if (!READ_ONCE(nd.stopping))
 		return NMI_DONE;
+	if (nd_is_owner())
+		return nd_on_own_nmi(regs);
 	nd_capture(&nd.captured[raw_smp_processor_id()], regs);
+	if (!atomic_cmpxchg(&nd.guard, 0, 1)) {
+		nd.guard_frame = regs;
+		nd_guard();
+	}
 	nd_hold();
 }
 
@@ -160,12 +260,15 @@ static bool nd_is_panic(void)
 	return READ_ONCE(nd.state) == ND_ARMED && (oops_in_progress || READ_ONCE(nd.panicking));
 }
 
+/* From here on nothing but netdump comes, so the other panic notifiers are watched too. */
 static void nd_hook_stop(int wait)
 {
-	if (nd_is_panic() && nd_claim())
+	if (nd_is_panic() && nd_claim()) {
 		nd_stop_others();
-	else
+		WRITE_ONCE(nd.watched, true);
+	} else {
 		nd.stop_other_cpus(wait);
+	}
 }
 
 static void nd_hook_crash_stop(void)
@@ -304,29 +407,27 @@ static void nd_release_locks(void)
 	}
 }
 
-/*
- * Without memory a driver cannot receive. A zone whose lock a stopped CPU holds keeps its pages out of reach. The pages
- * are remembered: they are written from now on.
- */
+/* Without memory a driver cannot receive. The pages are remembered: they are written from now on. */
 static void nd_release_reserve(void)
 {
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++)
-		if (!spin_is_locked(&page_zone(nd.reserve[i])->lock))
-			__free_pages(nd.reserve[i], ND_RESERVE_ORDER);
+		__free_pages(nd.reserve[i], ND_RESERVE_ORDER);
 }
 
-static void nd_touch(const struct page *page)
+/* The whole piece that the page was allocated with: the allocator clears all of it. */
+static void nd_touch(struct page *page)
 {
-	u64 pfn = page_to_pfn(page);
+	struct page *head = compound_head(page);
+	u64 pfn = page_to_pfn(head);
 	u32 i;
 
 	for (i = nd.touched_used; i > 0; i--)
-		if (nd.touched[i - 1] == pfn)
+		if (nd.touched[i - 1].first == pfn)
 			return;
 	if (nd.touched_used < ARRAY_SIZE(nd.touched))
-		nd.touched[nd.touched_used++] = pfn;
+		nd.touched[nd.touched_used++] = (struct nd_ram){ .first = pfn, .pages = 1UL << compound_order(head) };
 }
 
 /* Remembers where a received frame lay, for the list of pages that the dump path writes. */
@@ -395,6 +496,8 @@ static void nd_take_frames(void)
 
 	rcu_assign_pointer(nd.device->rx_handler, nd_on_frame);
 	INIT_LIST_HEAD(&nd.device->ptype_all);
+	if (nd.taps)
+		INIT_LIST_HEAD(nd.taps);
 #if IS_ENABLED(CONFIG_VLAN_8021Q)
 	/* A frame for one of these devices would go to it before the handler is asked. */
 	RCU_INIT_POINTER(nd.device->vlan_info, NULL);
@@ -609,7 +712,10 @@ static enum nd_page nd_read_page(u8 *to, u64 pfn, enum nd_pass pass, struct nd_f
 		return ND_PAGE_UNREADABLE;
 	if (nd_filter_excludes(filter, page, pfn))
 		return ND_PAGE_EXCLUDED;
-	return nd_copy_page(to, pfn_to_kaddr(pfn)) ? ND_PAGE_READ : ND_PAGE_UNREADABLE;
+	if (!nd_copy_page(to, pfn_to_kaddr(pfn)))
+		return ND_PAGE_UNREADABLE;
+	nd_locks_conceal(to, pfn);
+	return ND_PAGE_READ;
 }
 
 /* Pages from `pfn` on that lie in the kernel's image like it, or outside. */
@@ -709,10 +815,11 @@ static u32 nd_add_touched(struct nd_written *list, u32 used)
 	u32 i;
 
 	for (i = 0; i < nd.touched_used; i++) {
-		struct page *page = pfn_to_page(nd.touched[i]);
+		const struct nd_ram *touched = &nd.touched[i];
+		struct page *page = pfn_to_page(touched->first);
 
-		used = nd_add_written(list, used, ND_WRITTEN_DEVICE, nd.touched[i], 1);
-		used = nd_add_virtual(list, used, ND_WRITTEN_OTHER, page, sizeof(*page));
+		used = nd_add_written(list, used, ND_WRITTEN_DEVICE, touched->first, touched->pages);
+		used = nd_add_virtual(list, used, ND_WRITTEN_OTHER, page, touched->pages * sizeof(*page));
 	}
 	return used;
 }
@@ -730,9 +837,10 @@ static size_t nd_read_written(u8 *to)
 		nd_module_region(i, &base, &bytes);
 		used = nd_add_virtual(list, used, ND_WRITTEN_MODULE, base, bytes);
 	}
-	used = nd_add_virtual(list, used, ND_WRITTEN_STACK, task_stack_page(current), THREAD_SIZE);
-	used = nd_add_virtual(list, used, ND_WRITTEN_STACK,
-			      (void *)(current_stack_pointer & ~(THREAD_SIZE - 1)), THREAD_SIZE);
+	used = nd_add_virtual(list, used, ND_WRITTEN_STACK, nd.stack, ND_STACK_BYTES);
+	/* NMIs reach the CPU that dozes, and change the frame it would return by. */
+	if (nd.guard_frame)
+		used = nd_add_written(list, used, ND_WRITTEN_STACK, page_to_pfn(vmalloc_to_page(nd.guard_frame)), 1);
 	used = nd_add_virtual(list, used, ND_WRITTEN_PERCPU, (void *)__per_cpu_offset[cpu], SZ_256K);
 	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device, sizeof(*nd.device) + SZ_8K);
 	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device->_tx,
@@ -815,6 +923,9 @@ static size_t nd_read_state(u8 *to, bool from_start)
 		memset(&nd.tasks, 0, sizeof(nd.tasks));
 		kmsg_dump_rewind(&nd.tasks.log);
 		nd.tasks.log.cur_seq = nd.tasks.log.next_seq;
+		if (nd_locks_taken_over() || nd.faults || nd.hangs)
+			pr_info("netdump: took over %u held locks, survived %u faults and %u hangs of its own way\n",
+				nd_locks_taken_over(), nd.faults, nd.hangs);
 		nd.tasks.process = next_task(&init_task);
 		nd.tasks.thread = nd.tasks.process;
 		nd_print_memory();
@@ -913,22 +1024,22 @@ static void nd_finish(u64 action)
 {
 	while (panic_timeout > 0 && nd_now() < panic_timeout * (u64)USEC_PER_SEC)
 		touch_nmi_watchdog();
+	nd_locks_close();
 	if (action == ND_ACTION_STAY)
 		return;
 	while (action == ND_ACTION_HALT && !panic_timeout)
-		touch_nmi_watchdog();
+		nd_now();
+	/* A hang from here on is answered by trying this again. */
+	nd.place = ND_PLACE_CORE;
 	emergency_restart();
 	nd_hold();
 }
 
-/*
- * The dump path itself faulted. What it was doing is given up and the rest goes on, deeper on the same stack. If the core
- * was running, its state is torn and nothing can go on.
- */
-static void nd_resume_after_fault(void)
+/* What the dump path was doing is given up and the rest goes on. If the core was running, its state is torn. */
+static void nd_resume(void)
 {
 	nd_interrupts_off();
-	if (nd.place == ND_PLACE_CORE || ++nd.faults > ND_FAULTS_MAX)
+	if (nd.place == ND_PLACE_CORE || nd.faults + nd.hangs > ND_FAULTS_MAX)
 		nd_finish(ND_ACTION_NONE);
 	if (nd.place == ND_PLACE_READ && nd.step.kind == ND_STEP_STATE) {
 		nd.place = ND_PLACE_NETWORK;
@@ -940,6 +1051,13 @@ static void nd_resume_after_fault(void)
 	nd.place = ND_PLACE_NETWORK;
 	nd_finish(nd_run());
 	nd_hold();
+}
+
+/* The dump path itself faulted. Nothing on its stack is needed any more, so it begins anew. */
+static void nd_resume_after_fault(void)
+{
+	nd.faults++;
+	call_on_stack(nd_stack_top(), nd_resume, ASM_CALL_ARG0);
 }
 
 #ifdef ND_BENCH
@@ -992,7 +1110,7 @@ static void nd_describe(struct nd_crash *crash, const char *reason)
 }
 
 /* The order matters: locks before the first poll, memory before the first receive. */
-static void nd_crashed(const char *reason)
+static void nd_dump(void)
 {
 	static struct nd_crash crash;
 	bool console;
@@ -1001,22 +1119,20 @@ static void nd_crashed(const char *reason)
 	struct vlan_info *vlan_info = rcu_dereference_raw(nd.device->vlan_info);
 #endif
 
-	nd_stop_others();
-	nd_capture_own();
 	nd_mask_interrupts(15);
 	nd_interrupts_off();
 	local_bh_disable();
 	rcu_read_lock();
-	nd.running = true;
 	/* Held to the end: what the dump path prints stays in the log and costs no time on consoles. */
 	console = console_trylock();
 	console_loglevel = 1;
+	nd_locks_open();
 	nd_release_locks();
 	nd_release_reserve();
 	nd_take_frames();
 	if (nd.keep_user)
 		nd_filter_keep();
-	nd_describe(&crash, reason);
+	nd_describe(&crash, nd.reason);
 	nd_core_start(nd_now(), &crash);
 #ifdef ND_BENCH
 	nd_bench("raw", false);
@@ -1032,6 +1148,21 @@ static void nd_crashed(const char *reason)
 	if (console)
 		console_unlock();
 	nd_mask_interrupts(0);
+}
+
+/*
+ * The stack that the kernel crashed on may be full, or one of the small ones for exceptions, so the dump has its own. Comes
+ * back only if the host shall stay.
+ */
+static void nd_crashed(const char *reason)
+{
+	nd_stop_others();
+	nd_capture_own();
+	nd.reason = reason;
+	nd.running = true;
+	WRITE_ONCE(nd.watched, true);
+	call_on_stack(nd_stack_top(), nd_dump, ASM_CALL_ARG0);
+	WRITE_ONCE(nd.watched, false);
 }
 
 /* Last of all panic notifiers, so that what the others print is in the log. */
@@ -1300,6 +1431,9 @@ static void nd_release(enum nd_state state)
 	nd.device = NULL;
 	nd_pool_free();
 	nd_reserve_free();
+	nd_locks_forget();
+	vfree(nd.stack);
+	nd.stack = NULL;
 	kvfree(nd.captured);
 	nd.captured = NULL;
 	nd.slots = 0;
@@ -1311,6 +1445,31 @@ static void nd_disarm(enum nd_state state)
 	nd_core_disarm();
 }
 
+static int nd_ignore_frame(struct sk_buff *skb, struct net_device *device, struct packet_type *type,
+			   struct net_device *from)
+{
+	kfree_skb(skb);
+	return NET_RX_SUCCESS;
+}
+
+/*
+ * The list of those who are shown all frames of all devices (`tcpdump -i any`), which no header declares: the one who joins
+ * it stands behind its head. Somebody else may join in between, so it must come out the same twice.
+ */
+static void nd_find_taps(void)
+{
+	static struct packet_type tap = { .type = htons(ETH_P_ALL), .func = nd_ignore_frame };
+	struct list_head *heads[2];
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(heads); i++) {
+		dev_add_pack(&tap);
+		heads[i] = tap.list.prev;
+		dev_remove_pack(&tap);
+	}
+	nd.taps = heads[0] == heads[1] ? heads[0] : NULL;
+}
+
 static int nd_take(void)
 {
 	int error = nd_pool_fill();
@@ -1318,8 +1477,10 @@ static int nd_take(void)
 	if (error)
 		return error;
 	nd.captured = kvcalloc(nr_cpu_ids, sizeof(*nd.captured), GFP_KERNEL);
-	if (!nd.captured || !nd_reserve_fill())
+	nd.stack = vmalloc(ND_STACK_BYTES);
+	if (!nd.captured || !nd.stack || nd_locks_find() || !nd_reserve_fill())
 		return nd_refuse(-ENOMEM, "no memory for the page reserve");
+	nd_find_taps();
 	error = nd_find_memory();
 	return error ? error : nd_hooks_start();
 }
@@ -1433,7 +1594,7 @@ static void nd_fill_status(struct nd_status *status)
 		status->module_bytes += bytes;
 	}
 	if (nd.captured)
-		status->other_bytes = PAGE_ALIGN(nr_cpu_ids * sizeof(*nd.captured));
+		status->other_bytes = PAGE_ALIGN(nr_cpu_ids * sizeof(*nd.captured)) + ND_STACK_BYTES;
 	if (nd.device) {
 		status->ifindex = nd.device->ifindex;
 		strscpy_pad(status->device, nd.device->name, sizeof(status->device));

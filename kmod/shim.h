@@ -42,8 +42,14 @@
 /* Longest frame taken from the network: the largest reply and its headers fit. */
 #define ND_RECEIVE_BYTES	2048
 
-/* Faults of the dump path that are survived; each one costs stack. */
-#define ND_FAULTS_MAX		4
+/* Faults and hangs of the dump path that are survived. */
+#define ND_FAULTS_MAX		16
+
+/* The dump's own stack. */
+#define ND_STACK_BYTES		(4 * PAGE_SIZE)
+
+/* A dump path that shows no sign of life for so long hangs. What it does takes milliseconds, on a slow emulator too. */
+#define ND_HANG_SECONDS		10
 
 /* Threads whose stacks the State text may show, so that a list that is broken into a ring ends. */
 #define ND_THREADS_MAX		65536
@@ -73,6 +79,13 @@ struct nd_captured {
 	bool valid;
 };
 
+/* What one who watches the dump path has seen: its beat, since when, and whether it has been tried to get it going. */
+struct nd_watch {
+	u32 beat;
+	u64 since;
+	bool kicked;
+};
+
 /* Where the dump path is, so that a fault in it can be answered. */
 enum nd_place {
 	/* In the shim or a driver, between the core's calls. */
@@ -100,6 +113,8 @@ struct nd_shim {
 	struct nd_ram image;
 	struct nd_bytes log[4];
 	struct nd_captured *captured;
+	u8 *stack;
+	struct list_head *taps;
 	u32 state;
 	u64 armed_unix_seconds;
 	u64 pool_bytes;
@@ -115,6 +130,13 @@ struct nd_shim {
 	bool panicking;
 	bool stopping;
 	bool running;
+	/* The first held CPU takes this, and watches `beat` while `watched`. */
+	atomic_t guard;
+	struct pt_regs *guard_frame;
+	u32 beat;
+	bool watched;
+	bool kicked;
+	const char *reason;
 	struct {
 		struct pt_regs regs;
 		struct task_struct *task;
@@ -127,9 +149,10 @@ struct nd_shim {
 	enum nd_place place;
 	struct nd_step step;
 	u32 faults;
+	u32 hangs;
 	bool received;
 	u32 touched_used;
-	u64 touched[ND_TOUCHED_MAX];
+	struct nd_ram touched[ND_TOUCHED_MAX];
 	struct {
 		struct kmsg_dump_iter log;
 		struct task_struct *process;

@@ -33,12 +33,20 @@ for cpu in for_each_online_cpu(program):
     except (ValueError, LookupError, drgn.FaultError) as error:
         cpus.append({"cpu": cpu, "error": str(error)})
 
+def stack(task):
+    try:
+        return frames(program.stack_trace(task))
+    except (ValueError, LookupError, drgn.FaultError):
+        return []
+
+
 crashed = program.crashed_thread()
 print(
     json.dumps(
         {
             "tasks": [[task.pid.value_(), task.comm.string_().decode()] for task in for_each_task(program)],
             "crashed": frames(crashed.stack_trace()),
+            "all": sorted({name for task in for_each_task(program) for name in stack(task) if name}),
             "cpus": cpus,
             "log": get_dmesg(program).decode(errors="replace"),
         }

@@ -12,6 +12,7 @@
 //! `verdict`. `run` is that sequence.
 
 pub mod batch;
+pub mod crash;
 pub mod frame;
 pub mod guest;
 pub mod initramfs;

@@ -339,13 +339,12 @@ impl Switch {
         Ok(())
     }
 
-    /// Asks a crashed guest for its hardware address, as the server's kernel does when it has not
-    /// used what it knows for a while.
+    /// Asks a guest that crashes or has for its hardware address, as the server's kernel does when it
+    /// has not used what it knows for a while.
     fn ask_guest(&mut self) -> Result<()> {
-        let crashed = self.counters.first_ns.load(Ordering::Acquire) > 0
-            && self.counters.marked_ns.load(Ordering::Acquire) > 0;
+        let crashing = self.counters.marked_ns.load(Ordering::Acquire) > 0;
         let now = Instant::now();
-        if !crashed || now < self.ask_at {
+        if !crashing || now < self.ask_at {
             return Ok(());
         }
         self.ask_at = now + ASK_EVERY;

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
+use vmtest::crash::Crash;
 use vmtest::peer::{self, Way};
 use vmtest::road::Faults;
 use vmtest::run::{Plan, Progress, run};
-use vmtest::stage::{Crash, Fill, Network};
+use vmtest::stage::{Fill, Network};
 use vmtest::table::Table;
 use vmtest::vm::Nic;
 

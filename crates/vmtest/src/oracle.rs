@@ -244,7 +244,9 @@ mod tests {
             kernel: &kernel,
             mac: [2; 6],
             rings: &[(0x13_e000, 0x13_e008)],
+            buffers: &[0x38 / 8].into(),
             bounce: None,
+            faults: false,
         };
         compare(&RAM, &Written::new(written), &rules, vmcore).unwrap()
     }
@@ -255,6 +257,13 @@ mod tests {
             page.fill(if pfns.contains(&pfn) { b'a' } else { 0 });
             Ok(PageState::Data)
         }
+    }
+
+    #[test]
+    fn a_cleared_buffer_of_the_ring_may_differ_and_its_neighbours_may_not() {
+        let comparison = run(&[], spoiled(&[0x37, 0x3a, 0x40]));
+        assert_eq!(comparison.different, 2);
+        assert_eq!(comparison.listed_different["receive buffers"], 1);
     }
 
     #[test]

@@ -6,12 +6,17 @@
 //! kernel's log when it writes down tasks and memory at the end. Each rule recognises one of them
 //! by where the page lies or by what differs in it.
 
+use std::collections::BTreeSet;
+
 use crate::frame::{HARNESS_MAC, Mac};
 use crate::kernel::{KernelView, Place};
 use crate::memory::GuestMemory;
 use crate::oracle::Page;
 use crate::pattern::PAGE_SIZE;
 use crate::ring::Range;
+
+/// The hardware address of everybody.
+const BROADCAST: Mac = [0xff; 6];
 
 /// The rules of one run.
 #[derive(Debug)]
@@ -24,8 +29,13 @@ pub struct Rules<'a> {
     pub mac: Mac,
     /// The rings of that device.
     pub rings: &'a [Range],
+    /// Blocks of [`BLOCK_PAGES`] pages in which a descriptor of those rings points, from
+    /// [`buffer_blocks`].
+    pub buffers: &'a BTreeSet<u64>,
     /// Memory through which the kernel passes what a device cannot reach itself (swiotlb).
     pub bounce: Option<Range>,
+    /// The dump path itself was made to fault.
+    pub faults: bool,
 }
 
 /// Data of the kernel's image that its log writes: the records, their text, and the state of who
@@ -52,6 +62,20 @@ const REBOOT_SYMBOLS: &[&str] = &[
     "waiting_for_crash_ipi",
 ];
 
+/// Data of the kernel's image that an oops writes (arch/x86/kernel/dumpstack.c, kernel/panic.c,
+/// lib/debug_locks.c, kernel/trace/trace.c): a fault of the dump path is one.
+const OOPS_SYMBOLS: &[&str] = &[
+    "debug_locks",
+    "die_counter",
+    "die_lock",
+    "die_nest_count",
+    "die_owner",
+    "exec_summary_regs",
+    "global_trace",
+    "oops_in_progress",
+    "tainted_mask",
+];
+
 /// Data of the kernel's image that taking and giving back memory for received frames writes: counts
 /// of free pages (mm/vmstat.c) and of bounce buffers (kernel/dma/swiotlb.c), and the random
 /// generator's key, which is renewed when it is older than a minute and somebody draws
@@ -73,6 +97,27 @@ pub fn bounce_buffers(console: &str) -> Option<Range> {
     Some((address(start)?, address(end)?))
 }
 
+/// The largest piece that drivers take from the allocator to cut receive buffers from, in pages.
+const BLOCK_PAGES: u64 = 8;
+
+/// The blocks of pages that the words of `rings` point into, if they are addresses: whatever a
+/// device's descriptors look like, the address of a buffer is a word of eight bytes in them.
+#[must_use]
+pub fn buffer_blocks(memory: &GuestMemory, rings: &[Range]) -> BTreeSet<u64> {
+    let words = rings.iter().flat_map(|(start, end)| {
+        let bytes = usize::try_from(end - start).unwrap_or(0);
+        let ring = memory.read(*start, bytes).unwrap_or_default();
+        ring.as_chunks()
+            .0
+            .iter()
+            .map(|word| u64::from_le_bytes(*word))
+    });
+    let pfns = words.map(|word| word / PAGE_SIZE as u64);
+    pfns.filter(|pfn| *pfn > 0 && memory.page(*pfn).is_some())
+        .map(|pfn| pfn / BLOCK_PAGES)
+        .collect()
+}
+
 /// The rule for memory that a network driver allocated for itself.
 pub const DRIVER_STATE: &str = "driver state";
 /// The lowest address of kernel memory with five levels of page tables.
@@ -88,11 +133,18 @@ impl Rules<'_> {
     /// `truth`.
     #[must_use]
     pub fn allows(&self, pfn: u64, truth: &[u8], page: &Page) -> Option<&'static str> {
-        if self.has_header(pfn, truth, page, self.mac, HARNESS_MAC) {
+        let to_guest = [self.mac, BROADCAST];
+        if to_guest
+            .iter()
+            .any(|to| self.has_header(pfn, truth, page, *to, HARNESS_MAC))
+        {
             return Some("received frames");
         }
         if self.is_bounced(pfn) && self.has_header(pfn, truth, page, HARNESS_MAC, self.mac) {
             return Some("bounce buffers");
+        }
+        if self.is_cleared_buffer(pfn, truth, page) {
+            return Some("receive buffers");
         }
         let mut page_rule = None;
         for offset in differences(truth, page) {
@@ -128,6 +180,13 @@ impl Rules<'_> {
             .is_some_and(|(start, end)| (start..end).contains(&address))
     }
 
+    /// The driver fills its ring with buffers that no frame has come into yet. The allocator cleared
+    /// them, whatever the free pages held when they were sent.
+    fn is_cleared_buffer(&self, pfn: u64, truth: &[u8], page: &Page) -> bool {
+        self.buffers.contains(&(pfn / BLOCK_PAGES))
+            && differences(truth, page).all(|offset| truth.get(offset..offset + 4) == Some(&[0; 4]))
+    }
+
     /// The device writes received frames into buffers that the driver allocated, and the allocator
     /// clears or reuses them later: before or after, such a page, or the one a buffer began in,
     /// holds the Ethernet header of a frame of ours.
@@ -159,6 +218,8 @@ impl Rules<'_> {
                     Some("log")
                 } else if is_in(MEMORY_SYMBOLS) {
                     Some("counters")
+                } else if self.faults && is_in(OOPS_SYMBOLS) {
+                    Some("oops")
                 } else {
                     is_in(REBOOT_SYMBOLS).then_some("reboot")
                 }

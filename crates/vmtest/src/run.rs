@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use dump::{Pfn, Reader};
 use serde::Serialize;
 
+use crate::crash::{By, Crash, End, On};
 use crate::frame::Mac;
 use crate::initramfs::Initramfs;
 use crate::kernel::KernelView;
@@ -26,11 +27,9 @@ use crate::proof::{Case, Proof, prove};
 use crate::readers::{self, Expected};
 use crate::ring::rings;
 use crate::road::{Faults, Mishaps};
-use crate::rules::{Rules, bounce_buffers};
+use crate::rules::{Rules, bounce_buffers, buffer_blocks};
 use crate::server::{Listen, Server, Session};
-use crate::stage::{
-    CRASH_DELAY, Crash, Fill, Kernel, Network, ORDERS_PATH, Orders, PatternRun, Stage,
-};
+use crate::stage::{CRASH_DELAY, Fill, Kernel, Network, ORDERS_PATH, Orders, PatternRun, Stage};
 use crate::verdict::{Observations, Verdict};
 use crate::vm::{Accelerator, Guest, Nic, Vm};
 
@@ -248,6 +247,24 @@ struct Story {
     facts: Kernel,
     crash_dir: Option<PathBuf>,
     session: Option<Session>,
+    /// What is done from outside, and how long after the guest said that it crashes; the last first.
+    outside: Vec<(Duration, String)>,
+    crashing: Option<Instant>,
+}
+
+/// How long a link stays down that the crash finds down.
+const LINK_DOWN: Duration = Duration::from_secs(3);
+
+/// What is typed into QEMU's monitor for a crash, and when, the last first.
+fn outside(crash: Crash) -> Vec<(Duration, String)> {
+    match (crash, crash.facts().by) {
+        (Crash::LinkDown, _) => vec![
+            (LINK_DOWN, "set_link wire on".to_owned()),
+            (Duration::ZERO, "set_link wire off".to_owned()),
+        ],
+        (_, By::Monitor(command)) => vec![(CRASH_DELAY, command.to_owned())],
+        _ => Vec::new(),
+    }
 }
 
 /// Runs `plan` with all files in `folder`.
@@ -264,12 +281,14 @@ pub fn run(
     let mut machine = start(plan, seed, folder)?;
     fs::write(folder.join("qemu.txt"), &machine.vm.command_line)?;
     let mut story = Story::default();
+    story.seen.end = plan.crash.facts().end;
+    story.outside = outside(plan.crash);
     follow(&mut machine, &mut story, folder, progress)?;
     let mut report = Report {
         seed,
         ..describe(plan, &story, &machine)
     };
-    if story.seen.session_final {
+    if story.seen.session_final && story.seen.end == End::Dump {
         progress(&Progress {
             stage: "judging",
             elapsed: machine.started.elapsed(),
@@ -436,11 +455,17 @@ fn follow(
     loop {
         machine.server.check()?;
         let told = hear(machine, story)?;
-        if story.seen.failure.is_some() {
+        let stopped = [
+            &story.seen.failure,
+            &story.seen.refused,
+            &story.seen.impossible,
+        ];
+        if stopped.iter().any(|why| why.is_some()) {
             return Ok(());
         }
+        act(machine, story)?;
         look(machine, story)?;
-        if story.seen.rebooted && story.seen.session_final {
+        if story.seen.rebooted && (story.seen.session_final || story.seen.end != End::Dump) {
             return Ok(());
         }
         if story.seen.rebooted && !story.seen.armed {
@@ -519,6 +544,15 @@ fn hear(machine: &Machine, story: &mut Story) -> Result<bool> {
             Stage::Kernel(facts) => story.facts = facts,
             Stage::Crashing => {
                 story.seen.armed = true;
+                story.crashing = Some(when);
+            }
+            Stage::Refused { why } => {
+                story.seen.refused = Some(why);
+                return Ok(told);
+            }
+            Stage::Impossible { why } => {
+                story.seen.impossible = Some(why);
+                return Ok(told);
             }
             Stage::Failed { why } => {
                 story.seen.failure = Some(why);
@@ -526,6 +560,26 @@ fn hear(machine: &Machine, story: &mut Story) -> Result<bool> {
             }
         }
     }
+}
+
+/// Does what is to be done from outside, when it is time.
+fn act(machine: &mut Machine, story: &mut Story) -> Result<()> {
+    let Some(crashing) = story.crashing else {
+        return Ok(());
+    };
+    while let Some((_, command)) = story
+        .outside
+        .pop_if(|(after, _)| crashing.elapsed() >= *after)
+    {
+        let arguments = serde_json::json!({ "command-line": command });
+        let answer = machine
+            .vm
+            .qmp
+            .command("human-monitor-command", &arguments)?;
+        let said = answer.as_str().unwrap_or_default().trim();
+        ensure!(said.is_empty(), "QEMU answers {command} with: {said}");
+    }
+    Ok(())
 }
 
 /// Looks at the wire, at QEMU and at the server.
@@ -656,13 +710,16 @@ fn judge(
     let kernel = KernelView::new(&machine.memory, &story.facts, plan.cpus);
     let written = Written::new(&session.written);
     let rings = rings(&mut machine.vm.qmp, plan.nic)?;
+    let buffers = buffer_blocks(&machine.memory, &rings);
     let console = fs::read(folder.join("serial.log")).unwrap_or_default();
     let rules = Rules {
         memory: &machine.memory,
         kernel: &kernel,
         mac: story.mac,
         rings: &rings,
+        buffers: &buffers,
         bounce: bounce_buffers(&String::from_utf8_lossy(&console)),
+        faults: plan.crash.faults_in_dump(),
     };
     let comparison = oracle::compare(&story.facts.ram, &written, &rules, &mut page)?;
     let damage = oracle::pattern_damage(&story.pattern, seed, plan.leaves_out_user(), &mut page)?;
@@ -791,8 +848,10 @@ fn read(
 ) -> Result<Vec<(String, String)>> {
     let serial = fs::read(folder.join("serial.log")).context("cannot read the serial console")?;
     let console = readers::console_messages(&String::from_utf8_lossy(&serial));
+    let facts = plan.crash.facts();
     let expected = Expected {
-        function: plan.crash.function(),
+        function: facts.function,
+        anywhere: facts.on == On::Other,
         cpus: plan.cpus,
         console: readers::before_state(&console),
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::crash::Crash;
 use crate::frame::Format;
 
 /// Name of the virtio-serial port that carries the stages.
@@ -96,70 +97,6 @@ pub struct Orders {
     pub network: Network,
 }
 
-/// The ways to end a kernel.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Crash {
-    /// `panic()` in process context.
-    Panic,
-    /// A null pointer is written in process context.
-    Null,
-    /// A null pointer is written in a timer, so in softirq context.
-    OopsSoftirq,
-    /// A null pointer is written in a hardware interrupt.
-    OopsHardirq,
-    /// `BUG()` in process context.
-    Bug,
-    /// `panic()` with interrupts off, on the last CPU.
-    IrqsOff,
-    /// `panic()` while every transmit lock of the NIC is held.
-    NicLocked,
-    /// `panic()` after the last free page has been taken.
-    NoMemory,
-    /// Alt-SysRq-c, by way of /proc/sysrq-trigger.
-    Sysrq,
-}
-
-impl Crash {
-    /// The name used on the command line, in reports, and for `crashme`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Panic => "panic",
-            Self::Null => "null",
-            Self::OopsSoftirq => "oops-softirq",
-            Self::OopsHardirq => "oops-hardirq",
-            Self::Bug => "bug",
-            Self::IrqsOff => "irqs-off",
-            Self::NicLocked => "nic-locked",
-            Self::NoMemory => "no-memory",
-            Self::Sysrq => "sysrq",
-        }
-    }
-
-    /// Whether the guest's first program is what crashes: other crashes take the task by surprise.
-    #[must_use]
-    pub fn is_in_process(self) -> bool {
-        !matches!(self, Self::OopsSoftirq | Self::OopsHardirq | Self::IrqsOff)
-    }
-
-    /// The function that must be on the crashed thread's stack.
-    #[must_use]
-    pub fn function(self) -> &'static str {
-        match self {
-            Self::Panic => "crashme_panic",
-            Self::Null => "crashme_null",
-            Self::OopsSoftirq => "crashme_softirq",
-            Self::OopsHardirq => "crashme_hardirq",
-            Self::Bug => "crashme_bug",
-            Self::IrqsOff => "crashme_irqs_off",
-            Self::NicLocked => "crashme_nic_locked",
-            Self::NoMemory => "crashme_no_memory",
-            Self::Sysrq => "sysrq_handle_crash",
-        }
-    }
-}
-
 /// What lies in the guest's memory when it crashes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -216,6 +153,16 @@ pub enum Stage {
     Kernel(Kernel),
     /// The guest crashes when [`CRASH_DELAY`] is over.
     Crashing,
+    /// The module refused to arm for this device.
+    Refused {
+        /// Its reason, on one line.
+        why: String,
+    },
+    /// This machine cannot be crashed in the way that was ordered.
+    Impossible {
+        /// Why, on one line.
+        why: String,
+    },
     /// The guest cannot go on.
     Failed {
         /// What went wrong, on one line.

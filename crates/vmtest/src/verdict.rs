@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::crash::End;
+
 /// How a run ended. The order is the order of a run: a verdict says that every stage before it went
 /// well.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -16,6 +18,18 @@ pub enum Verdict {
         /// What is known of it.
         why: String,
     },
+    /// The module would not be armed for this device.
+    Refused {
+        /// Its reason.
+        why: String,
+    },
+    /// The machine cannot be crashed in this way.
+    Impossible {
+        /// What it lacks.
+        why: String,
+    },
+    /// A host that was not armed has sent something.
+    Unexpected,
     /// The guest crashed and no datagram came.
     NoFirstPacket,
     /// Datagrams came, and then nothing, without an end.
@@ -55,6 +69,12 @@ pub struct Observations {
     pub booted: bool,
     /// The guest was about to crash.
     pub armed: bool,
+    /// What the crash is meant to leave.
+    pub end: End,
+    /// Why the module would not be armed.
+    pub refused: Option<String>,
+    /// Why the machine cannot be crashed in this way.
+    pub impossible: Option<String>,
     /// Why the guest did not get further, in its own words or ours.
     pub failure: Option<String>,
     /// A datagram came after the crash began.
@@ -85,8 +105,21 @@ impl Observations {
         if !self.booted {
             return Verdict::NotBooted { why: why() };
         }
+        if let Some(why) = self.refused.clone() {
+            return Verdict::Refused { why };
+        }
+        if let Some(why) = self.impossible.clone() {
+            return Verdict::Impossible { why };
+        }
         if !self.armed {
             return Verdict::NotArmed { why: why() };
+        }
+        if self.end == End::Nothing {
+            return match (self.first_packet, self.rebooted) {
+                (true, _) => Verdict::Unexpected,
+                (false, true) => Verdict::Ok,
+                (false, false) => Verdict::NotRebooted,
+            };
         }
         if !self.first_packet {
             return Verdict::NoFirstPacket;
@@ -96,7 +129,9 @@ impl Observations {
                 at_mb: self.wire_mb,
             };
         }
-        if let Some(missing) = &self.missing {
+        if let Some(missing) = &self.missing
+            && self.end == End::Dump
+        {
             return Verdict::Incomplete {
                 missing: missing.clone(),
             };
@@ -128,6 +163,9 @@ impl Verdict {
         match self {
             Self::NotBooted { .. } => "NotBooted",
             Self::NotArmed { .. } => "NotArmed",
+            Self::Refused { .. } => "Refused",
+            Self::Impossible { .. } => "Impossible",
+            Self::Unexpected => "Unexpected",
             Self::NoFirstPacket => "NoFirstPacket",
             Self::Stalled { .. } => "Stalled",
             Self::Incomplete { .. } => "Incomplete",
@@ -143,12 +181,15 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
         match self {
-            Self::NotBooted { why } | Self::NotArmed { why } => write!(f, ": {why}"),
+            Self::NotBooted { why }
+            | Self::NotArmed { why }
+            | Self::Refused { why }
+            | Self::Impossible { why } => write!(f, ": {why}"),
             Self::Stalled { at_mb } => write!(f, " after {at_mb} MB on the wire"),
             Self::Incomplete { missing } => write!(f, ": {missing}"),
             Self::Mismatch { pfn, what } => write!(f, " of page {pfn:#x}: {what}"),
             Self::Unreadable { by, why } => write!(f, " by {by}: {why}"),
-            Self::NoFirstPacket | Self::NotRebooted | Self::Ok => Ok(()),
+            Self::Unexpected | Self::NoFirstPacket | Self::NotRebooted | Self::Ok => Ok(()),
         }
     }
 }

@@ -73,7 +73,8 @@ fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
         name: "netdump",
         sources: cache::tree().join("kmod"),
         files: &[
-            "Kbuild", "abi.h", "filter.c", "filter.h", "shim.c", "shim.h",
+            "Kbuild", "abi.h", "doze.c", "doze.h", "filter.c", "filter.h", "locks.c", "locks.h",
+            "shim.c", "shim.h",
         ],
         core: Some(&core.merged),
         flags: if variant == Variant::Bench {

@@ -7,23 +7,24 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mm::MapFlags;
+use vmtest::crash::{By, Crash, End};
 use vmtest::guest::{
     hardware_address, load_module, map, memory, mount_basics, mount_here, run, wait_for,
     wait_for_carrier,
 };
 use vmtest::pattern::{self, PAGE_SIZE};
 use vmtest::stage::{
-    CRASH_DELAY, Crash, DEVICE, Fill, IMAGE_SYMBOLS, Kernel, Network, ORDERS_PATH, Orders,
-    PORT_NAME, PatternRun, SERVER_PORT, Stage,
+    CRASH_DELAY, DEVICE, Fill, IMAGE_SYMBOLS, Kernel, Network, ORDERS_PATH, Orders, PORT_NAME,
+    PatternRun, SERVER_PORT, Stage,
 };
 
 /// Pages of the pattern in user memory: 8 MiB.
@@ -33,13 +34,17 @@ const MIXED_BYTES: usize = 16 << 20;
 /// How long a kernel that was told to crash may still run this program.
 const CRASH_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What the module says of a device that it would not be able to drive after a crash.
+const UNFIT: &str = "cannot be polled";
+
 fn main() {
-    let Err(error) = guest() else { return };
-    let why = format!("{error:#}").replace('\n', " ");
-    eprintln!("guest_init: {why}");
-    let told = find_port().and_then(|mut port| tell(&mut port, &Stage::Failed { why }));
-    if let Err(error) = told {
-        eprintln!("guest_init: cannot tell the harness: {error:#}");
+    if let Err(error) = guest() {
+        let why = format!("{error:#}").replace('\n', " ");
+        eprintln!("guest_init: {why}");
+        let told = find_port().and_then(|mut port| tell(&mut port, &Stage::Failed { why }));
+        if let Err(error) = told {
+            eprintln!("guest_init: cannot tell the harness: {error:#}");
+        }
     }
     if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::PowerOff) {
         eprintln!("guest_init: cannot power off: {error}");
@@ -58,18 +63,11 @@ fn guest() -> Result<()> {
         .trim()
         .to_owned();
     tell(&mut port, &Stage::Booted { kernel })?;
-    tell(
-        &mut port,
-        &Stage::Configured {
-            mac: configure_network(orders.network)?,
-        },
-    )?;
-    tell(
-        &mut port,
-        &Stage::Armed {
-            status: arm(&orders.arm, orders.network)?,
-        },
-    )?;
+    if orders.crash.facts().end == End::Nothing {
+        load_module("/netdump.ko", "")?;
+    } else if !configure_and_arm(&mut port, &orders)? {
+        return Ok(());
+    }
     let filled = fill_memory(&orders)?;
     let user = place_user_pattern(orders.seed)?;
     let kernel = place_kernel_pattern(orders.seed)?;
@@ -82,17 +80,52 @@ fn guest() -> Result<()> {
     tell(&mut port, &Stage::Kernel(kernel_facts()?))?;
     fs::write("/proc/sys/kernel/panic_on_oops", "1").context("cannot set panic_on_oops")?;
     fs::write("/proc/sys/kernel/sysrq", "1").context("cannot allow sysrq")?;
+    if !prepare(&mut port, orders.crash)? {
+        return Ok(());
+    }
     tell(&mut port, &Stage::Crashing)?;
     thread::sleep(CRASH_DELAY);
-    crash(orders.crash)?;
-    thread::sleep(CRASH_TIMEOUT);
+    crash(&mut port, orders.crash)?;
+    let failures = stir(CRASH_TIMEOUT);
     bail!(
-        "the kernel lives {} s after crash {} was asked for ({} MiB of filler, {} bytes of pattern in use)",
+        "the kernel lives {} s after crash {} was asked for ({failures} datagrams not sent, {} MiB of filler, {} bytes of pattern in use)",
         CRASH_TIMEOUT.as_secs(),
         orders.crash.name(),
         filled.map_or(0, |memory| memory.len() >> 20),
         user.memory.len()
     )
+}
+
+/// Configures the network and arms; `false` if the module refused, which has been told.
+fn configure_and_arm(port: &mut File, orders: &Orders) -> Result<bool> {
+    let mac = configure_network(orders.network)?;
+    tell(port, &Stage::Configured { mac })?;
+    match arm(&orders.arm, orders.network) {
+        Ok(status) => tell(port, &Stage::Armed { status }).map(|()| true),
+        Err(error) => {
+            let why = format!("{error:#}").replace('\n', " ");
+            if !why.contains(UNFIT) {
+                return Err(error);
+            }
+            tell(port, &Stage::Refused { why }).map(|()| false)
+        }
+    }
+}
+
+/// Keeps the network card and its statistics busy, for the crashes that wait for that; gives how
+/// often that failed.
+fn stir(time: Duration) -> u32 {
+    let start = Instant::now();
+    let mut failures = 0;
+    let statistics = format!("/sys/class/net/{DEVICE}/statistics/rx_bytes");
+    while start.elapsed() < time {
+        let read = fs::read_to_string(&statistics);
+        let sent = UdpSocket::bind("0.0.0.0:0")
+            .and_then(|socket| socket.send_to(b"stir", ("10.0.2.2", 9)));
+        failures += u32::from(read.is_err() || sent.is_err());
+        thread::sleep(Duration::from_millis(100));
+    }
+    failures
 }
 
 fn tell(port: &mut File, stage: &Stage) -> Result<()> {
@@ -347,17 +380,48 @@ fn kernel_facts() -> Result<Kernel> {
     Ok(facts)
 }
 
-fn crash(crash: Crash) -> Result<()> {
-    let (path, word) = match crash {
-        Crash::Sysrq => ("/proc/sysrq-trigger", "c"),
-        Crash::Panic
-        | Crash::Null
-        | Crash::Bug
-        | Crash::OopsSoftirq
-        | Crash::OopsHardirq
-        | Crash::IrqsOff
-        | Crash::NicLocked
-        | Crash::NoMemory => ("/sys/module/crashme/parameters/crash", crash.name()),
+/// Writes what the crash needs; `false` if the machine has been told to be impossible to crash so.
+fn prepare(port: &mut File, crash: Crash) -> Result<bool> {
+    for (path, word) in crash.facts().settings {
+        let written = fs::write(path, word)
+            .and_then(|()| fs::read_to_string(path))
+            .with_context(|| format!("cannot write {word} to {path}"));
+        let why = match written {
+            Ok(read) if read.trim() == *word => continue,
+            Ok(read) => format!("{path} stays {} when {word} is written to it", read.trim()),
+            Err(error) => format!("{error:#}"),
+        };
+        tell(port, &Stage::Impossible { why })?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// Takes pages until there are none.
+fn take_all_memory() -> Result<()> {
+    const PIECE: usize = 4 << 20;
+    loop {
+        std::hint::black_box(memory(PIECE)?);
+    }
+}
+
+/// Brings the crash about; what does not end the kernel at once may end it later.
+fn crash(port: &mut File, crash: Crash) -> Result<()> {
+    let name = match crash.facts().by {
+        By::Sysrq => {
+            return fs::write("/proc/sysrq-trigger", "c").context("cannot use sysrq");
+        }
+        By::Monitor(_) => return Ok(()),
+        By::Memory => return take_all_memory(),
+        By::Crashme => crash.name(),
+        By::CrashmeAs(name) => name,
     };
-    fs::write(path, word).with_context(|| format!("cannot write {word} to {path}"))
+    let path = "/sys/module/crashme/parameters/crash";
+    match fs::write(path, name) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let why = format!("crashme finds no place for {name} in this kernel and driver");
+            tell(port, &Stage::Impossible { why })
+        }
+        written => written.with_context(|| format!("cannot write {name} to {path}")),
+    }
 }
