@@ -346,6 +346,24 @@ impl Crash {
         self.facts().on == On::Init
     }
 
+    /// Whether the kernel panics at once when told: what is between is not netdump's time.
+    #[must_use]
+    pub fn is_immediate(self) -> bool {
+        let waits = [
+            Self::DriverLocked,
+            Self::InTransmit,
+            Self::InPoll,
+            Self::InReceive,
+            Self::NoMemory,
+            Self::LinkDown,
+            Self::Spinners,
+            Self::Together,
+        ];
+        self.facts().settings.is_empty()
+            && !waits.contains(&self)
+            && !matches!(self.facts().by, By::Monitor(_))
+    }
+
     /// Whether the dump path itself faults.
     #[must_use]
     pub const fn faults_in_dump(self) -> bool {

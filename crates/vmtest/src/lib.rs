@@ -18,6 +18,7 @@ pub mod guest;
 pub mod initramfs;
 pub mod kernel;
 pub mod link;
+pub mod matrix;
 pub mod memory;
 pub mod modules;
 pub mod oracle;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Args, Parser};
+use clap::{Args, Parser, ValueEnum as _};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmtest::crash::Crash;
 use vmtest::peer::{self, Way};
@@ -22,6 +22,16 @@ use vmtest::vm::Nic;
 enum Command {
     /// One virtual machine, one crash, one verdict.
     Run(Box<Options>),
+    /// The crashes and the network cards that there are, a line each: what it is, and its name.
+    Menu,
+    /// The support matrix as a page, of results in the given file.
+    Matrix {
+        /// Results, a JSON object a line; rewritten in their order, each cell once.
+        results: PathBuf,
+        /// Lines of kernels, in the order shown.
+        #[arg(long, value_delimiter = ',')]
+        kernels: Vec<String>,
+    },
     /// One guest full of real files, whose dump goes by netdump or by kdump, timed.
     Peer(Box<Peer>),
 }
@@ -183,6 +193,11 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Run(options) => execute(&options),
         Command::Peer(options) => compare(*options).map(|()| true),
+        Command::Menu => {
+            menu();
+            Ok(true)
+        }
+        Command::Matrix { results, kernels } => matrix(&results, &kernels).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -218,6 +233,25 @@ fn compare(options: Peer) -> Result<()> {
         eprintln!("vmtest: {:6.1} s {stage}", start.elapsed().as_secs_f64());
     })?;
     println!("{}", serde_json::to_string(&outcome)?);
+    Ok(())
+}
+
+fn menu() {
+    for crash in Crash::value_variants() {
+        println!("crash {}", crash.name());
+    }
+    for nic in Nic::value_variants() {
+        println!("nic {}", nic.name());
+    }
+}
+
+fn matrix(results: &Path, kernels: &[String]) -> Result<()> {
+    let text = std::fs::read_to_string(results)
+        .with_context(|| format!("cannot read {}", results.display()))?;
+    let cells = vmtest::matrix::parse(&text)?;
+    std::fs::write(results, vmtest::matrix::lines(&cells)?)
+        .with_context(|| format!("cannot write {}", results.display()))?;
+    print!("{}", vmtest::matrix::page(kernels, &cells));
     Ok(())
 }
 

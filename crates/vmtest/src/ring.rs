@@ -4,7 +4,10 @@
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
+use crate::memory::GuestMemory;
+use crate::pattern::PAGE_SIZE;
 use crate::qmp::Qmp;
+use crate::rules::word_at;
 use crate::vm::Nic;
 
 /// Physical addresses, start and end.
@@ -21,11 +24,60 @@ const E1000_TRANSMIT: u64 = 0x3800;
 ///
 /// # Errors
 /// If QEMU does not say.
-pub fn rings(qmp: &mut Qmp, nic: Nic) -> Result<Vec<Range>> {
+pub fn rings(qmp: &mut Qmp, nic: Nic, memory: &GuestMemory) -> Result<Vec<Range>> {
     match nic {
         Nic::VirtioNet => virtio_rings(qmp),
         Nic::E1000 | Nic::E1000e => e1000_rings(qmp),
+        Nic::Vmxnet3 => vmxnet3_rings(memory),
+        // The module never drives it.
+        Nic::Rtl8139 => Ok(Vec::new()),
     }
+}
+
+/// `struct Vmxnet3_DriverShared` of the kernel's vmxnet3_defs.h begins with this; so do its pages.
+const VMXNET3_MAGIC: u64 = 0xbabe_fee1;
+/// In it: address of the queues' descriptions, and numbers of transmit and receive queues.
+const VMXNET3_QUEUES: usize = 40;
+const VMXNET3_COUNTS: usize = 62;
+/// Bytes of one queue's description.
+const VMXNET3_QUEUE: u64 = 256;
+/// In a transmit queue's description, where the address and the number of entries of a ring are,
+/// and the bytes of an entry: descriptors, data, completions.
+const VMXNET3_TRANSMIT: [(usize, usize, u64); 3] = [(16, 56, 16), (24, 60, 128), (32, 64, 16)];
+/// The same in a receive queue's: two rings of descriptors, and completions.
+const VMXNET3_RECEIVE: [(usize, usize, u64); 3] = [(16, 56, 16), (24, 60, 16), (32, 64, 16)];
+
+/// QEMU does not say, but the driver told the device in memory that it shares with it.
+fn vmxnet3_rings(memory: &GuestMemory) -> Result<Vec<Range>> {
+    let pages = memory
+        .ranges()
+        .into_iter()
+        .flat_map(|(start, end)| start / PAGE_SIZE as u64..end / PAGE_SIZE as u64);
+    let shared = pages
+        .filter_map(|pfn| memory.page(pfn))
+        .find(|page| word_at(page, 0) & 0xffff_ffff == VMXNET3_MAGIC)
+        .context("no page of the guest is what vmxnet3 shares with its device")?;
+    let queues = word_at(shared, VMXNET3_QUEUES);
+    let counts = [VMXNET3_COUNTS, VMXNET3_COUNTS + 1].map(|at| u64::from(shared[at]));
+    let mut rings = vec![(queues, queues + VMXNET3_QUEUE * (counts[0] + counts[1]))];
+    for queue in 0..counts[0] + counts[1] {
+        let at = queues + queue * VMXNET3_QUEUE;
+        let bytes = usize::try_from(VMXNET3_QUEUE)?;
+        let description = memory
+            .read(at, bytes)
+            .context("vmxnet3's queues are outside RAM")?;
+        let parts = if queue < counts[0] {
+            VMXNET3_TRANSMIT
+        } else {
+            VMXNET3_RECEIVE
+        };
+        for (address, count, entry) in parts {
+            let start = word_at(description, address);
+            let entries = word_at(description, count) & 0xffff_ffff;
+            rings.push((start, start + entries * entry));
+        }
+    }
+    Ok(rings)
 }
 
 fn virtio_rings(qmp: &mut Qmp) -> Result<Vec<Range>> {
@@ -116,12 +168,16 @@ mod tests {
         (Qmp::new(ours).unwrap(), theirs)
     }
 
+    fn none() -> GuestMemory {
+        GuestMemory::new(2 << 20).unwrap()
+    }
+
     #[test]
     fn virtio_rings_have_three_parts() {
         let status = |at: u64| json!({ "vring-num": 256, "vring-desc": at, "vring-avail": at + 4096, "vring-used": at + 8192 });
         let devices = json!([{ "name": "virtio-serial", "path": "/a" }, { "name": "virtio-net", "path": "/b" }]);
         let (mut qmp, _open) = qmp(&[devices, status(0x10000), status(0x20000), status(0x30000)]);
-        let rings = rings(&mut qmp, Nic::VirtioNet).unwrap();
+        let rings = rings(&mut qmp, Nic::VirtioNet, &none()).unwrap();
         assert_eq!(
             rings[..3],
             [(0x10000, 0x11000), (0x11000, 0x11206), (0x12000, 0x12806)]
@@ -138,7 +194,7 @@ mod tests {
             json!("00000000feb02800: 0x02a30000 0x00000001 0x00001000\r\n"),
             json!("00000000feb03800: 0x02a40000 0x00000000 0x00001000\r\n"),
         ]);
-        let rings = rings(&mut qmp, Nic::E1000).unwrap();
+        let rings = rings(&mut qmp, Nic::E1000, &none()).unwrap();
         assert_eq!(
             rings,
             [(0x1_02a3_0000, 0x1_02a3_1000), (0x02a4_0000, 0x02a4_1000)]

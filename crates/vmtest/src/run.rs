@@ -709,16 +709,15 @@ fn judge(
     let mut page = |pfn: u64, page: &mut oracle::Page| Ok(reader.read_page(Pfn(pfn), page)?);
     let kernel = KernelView::new(&machine.memory, &story.facts, plan.cpus);
     let written = Written::new(&session.written);
-    let rings = rings(&mut machine.vm.qmp, plan.nic)?;
+    let rings = rings(&mut machine.vm.qmp, plan.nic, &machine.memory)?;
     let buffers = buffer_blocks(&machine.memory, &rings);
-    let console = fs::read(folder.join("serial.log")).unwrap_or_default();
     let rules = Rules {
         memory: &machine.memory,
         kernel: &kernel,
         mac: story.mac,
         rings: &rings,
         buffers: &buffers,
-        bounce: bounce_buffers(&String::from_utf8_lossy(&console)),
+        bounce: bounce_buffers(&console(folder)),
         faults: plan.crash.faults_in_dump(),
     };
     let comparison = oracle::compare(&story.facts.ram, &written, &rules, &mut page)?;
@@ -743,6 +742,12 @@ fn judge(
     )?);
     story.seen.unreadable.append(&mut unreadable);
     Ok(())
+}
+
+/// What the guest's serial console wrote.
+fn console(folder: &Path) -> String {
+    let bytes = fs::read(folder.join("serial.log")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Proves the filter, if all that takes is there.

@@ -17,7 +17,7 @@ use crate::memory::GuestMemory;
 use crate::qmp::Qmp;
 use crate::stage::PORT_NAME;
 
-/// Network devices that QEMU has, stock kernels drive, and netdump can poll.
+/// Network devices that QEMU has and stock kernels drive. Whether netdump can is for it to say.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum Nic {
     /// Paravirtual.
@@ -26,6 +26,10 @@ pub enum Nic {
     E1000,
     /// Intel 82574L, PCI Express with MSI-X.
     E1000e,
+    /// Paravirtual, of another hypervisor.
+    Vmxnet3,
+    /// Realtek 8139, PCI.
+    Rtl8139,
 }
 
 impl Nic {
@@ -36,6 +40,8 @@ impl Nic {
             Self::VirtioNet => "virtio-net",
             Self::E1000 => "e1000",
             Self::E1000e => "e1000e",
+            Self::Vmxnet3 => "vmxnet3",
+            Self::Rtl8139 => "rtl8139",
         }
     }
 
@@ -46,6 +52,9 @@ impl Nic {
             Self::VirtioNet => "virtio_net",
             Self::E1000 => "e1000",
             Self::E1000e => "e1000e",
+            Self::Vmxnet3 => "vmxnet3",
+            // QEMU's has the revision that 8139too leaves to 8139cp.
+            Self::Rtl8139 => "8139cp",
         }
     }
 
@@ -54,6 +63,8 @@ impl Nic {
             Self::VirtioNet => "virtio-net-pci",
             Self::E1000 => "e1000",
             Self::E1000e => "e1000e",
+            Self::Vmxnet3 => "vmxnet3",
+            Self::Rtl8139 => "rtl8139",
         }
     }
 }

@@ -12,6 +12,7 @@ mod fuzz;
 mod kernels;
 mod kmod;
 mod lock;
+mod matrix;
 mod output;
 mod packages;
 mod sim;
@@ -29,6 +30,7 @@ use clap::{Parser, Subcommand};
 
 use crate::fuzz::Fuzz;
 use crate::kmod::Variant;
+use crate::matrix::Part;
 use crate::test::Lane;
 use crate::vm::Guest;
 
@@ -57,11 +59,14 @@ enum Task {
         #[command(subcommand)]
         task: Kmod,
     },
-    /// Boots one guest with a stock kernel, arms it, crashes it, and judges what arrived.
+    /// Boots one guest with a stock kernel, or all of them, arms it, crashes it, and judges what
+    /// arrived.
     Vm {
         #[command(flatten)]
         guest: Box<Guest>,
-        /// Print one JSON object as the last line of standard output.
+        #[command(flatten)]
+        part: Part,
+        /// Print one JSON object as the last line of standard output, with --all one a cell.
         #[arg(long)]
         json: bool,
     },
@@ -192,7 +197,9 @@ fn run(task: Task) -> Result<()> {
         Task::Kmod {
             task: Kmod::Check { kernel },
         } => for_kernels(kernel.as_deref(), kmod::check),
-        Task::Vm { guest, json } => vm::run(&guest, json),
+        Task::Vm { part, json, .. } if part.all => matrix::run(&part, json),
+        Task::Vm { part, .. } if part.page => matrix::page(),
+        Task::Vm { guest, json, .. } => vm::run(&guest, json),
         Task::Bench {
             task: Bench::Dump { guest, json },
         } => bench::dump(&guest, json),
