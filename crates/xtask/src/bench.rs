@@ -52,6 +52,7 @@ struct Figures {
 
 /// One whole dump.
 struct Measured {
+    verdict: String,
     session: Session,
     log: String,
     server_log: String,
@@ -100,6 +101,7 @@ fn measure(guest: &Guest, fill: &str, variant: Variant) -> Result<Measured> {
         .armed_kib
         .context("vmtest did not say the module's memory (armed_kib)")?;
     Ok(Measured {
+        verdict: found.verdict,
         session,
         log: String::from_utf8_lossy(&log).into_owned(),
         server_log,
@@ -218,6 +220,7 @@ mod tests {
         };
         let log = "netdump: bench raw 100.0 MB/s\nnetdump: bench sealed 80.0 MB/s\n".to_owned();
         let random = Measured {
+            verdict: "Ok".to_owned(),
             session: session(144_000_000, 1),
             log,
             server_log: "listening\n\
@@ -229,6 +232,7 @@ mod tests {
             armed_kib: 1,
         };
         let ordinary = Measured {
+            verdict: "Ok".to_owned(),
             session: session(1, 250_000),
             log: String::new(),
             server_log: String::new(),

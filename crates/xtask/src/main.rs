@@ -129,6 +129,9 @@ enum Bench {
     },
     /// Goodput over loss and round trip, as a share of what the link carries.
     Loss {
+        /// Instead, that of a guest that panics, as a ratio to the limit measured in the same guest.
+        #[arg(long)]
+        panic: bool,
         /// Print one JSON object a row instead of a table.
         #[arg(long)]
         json: bool,
@@ -213,7 +216,10 @@ fn run(task: Task) -> Result<()> {
             task: Bench::Storm { json },
         } => bench::storm::run(json),
         Task::Bench {
-            task: Bench::Loss { json },
+            task: Bench::Loss { panic, json },
+        } if panic => bench::loss::panic(json),
+        Task::Bench {
+            task: Bench::Loss { json, .. },
         } => bench::loss::run(json),
         Task::Bench {
             task: Bench::Native { json },

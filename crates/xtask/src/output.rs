@@ -29,6 +29,54 @@ pub(crate) fn step(words: impl Into<String>) -> Step {
     }
 }
 
+/// Many pieces of work of about the same length, counted as they end; dropping it prints how long all
+/// took.
+pub(crate) struct Steps {
+    words: String,
+    started: Instant,
+    bar: ProgressBar,
+}
+
+/// Announces `count` pieces of work under `words`.
+pub(crate) fn steps(words: impl Into<String>, count: u64) -> Steps {
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::new(count)
+    } else {
+        ProgressBar::hidden()
+    };
+    let style = "{msg} [{bar:20}] {pos} of {len}, {elapsed}, {eta} to go";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    Steps {
+        words: words.into(),
+        started: Instant::now(),
+        bar,
+    }
+}
+
+impl Steps {
+    /// Says what the next piece is.
+    pub(crate) fn begin(&self, words: &str) {
+        self.bar.set_message(format!("{}: {words}", self.words));
+        if self.bar.is_hidden() {
+            eprintln!("{}: {words} ...", self.words);
+        }
+    }
+
+    /// The piece is done.
+    pub(crate) fn end(&self) {
+        self.bar.inc(1);
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        eprintln!("{} ({})", self.words, seconds(self.started.elapsed()));
+    }
+}
+
 impl Drop for Step {
     fn drop(&mut self) {
         if let Some(spinner) = &self.spinner {

@@ -7,9 +7,9 @@
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mount::MountFlags;
+use rustix::pipe::SpliceFlags;
 use vmtest::guest::{
     hardware_address, load_module, map, memory, mount_basics, mount_device, mount_here, run,
     wait_for, wait_for_carrier,
@@ -298,10 +299,9 @@ fn capture(orders: &Orders) -> Result<()> {
             let status = ssh.stdin(output).status().context("cannot start ssh")?;
             ensure!(status.success(), "ssh ended with {status}");
         }
-        Transport::Tcp => {
+        Transport::Tcp { splice } => {
             let mut stream = TcpStream::connect((SERVER, TCP_PORT)).context("no receiver")?;
-            let mut output = output;
-            std::io::copy(&mut output, &mut stream).context("cannot send")?;
+            send(output, &mut stream, splice).context("cannot send")?;
             stream.shutdown(Shutdown::Write)?;
             stream.read_to_end(&mut Vec::new())?;
         }
@@ -310,6 +310,22 @@ fn capture(orders: &Orders) -> Result<()> {
     ensure!(status.success(), "makedumpfile ended with {status}");
     power_off();
     Ok(())
+}
+
+fn send(mut from: impl Read + AsFd, to: &mut TcpStream, splice: bool) -> Result<()> {
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        let bytes = if splice {
+            rustix::pipe::splice(&from, None, &*to, None, 1 << 20, SpliceFlags::MORE)?
+        } else {
+            let bytes = from.read(&mut piece)?;
+            to.write_all(&piece[..bytes])?;
+            bytes
+        };
+        if bytes == 0 {
+            return Ok(());
+        }
+    }
 }
 
 /// A program that was packed with its own loader and libraries.

@@ -35,7 +35,7 @@ pub(super) fn start(plan: &Plan, folder: &Path) -> Result<Receiver> {
     receiver.child = match plan.way.dump() {
         None => Some(receiver.serve(plan)?),
         Some((_, Transport::Ssh)) => Some(receiver.sshd()?),
-        Some((_, Transport::Tcp)) => {
+        Some((_, Transport::Tcp { .. })) => {
             receiver.listen()?;
             None
         }

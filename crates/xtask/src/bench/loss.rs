@@ -1,18 +1,22 @@
 //! `cargo xtask bench loss`: goodput over a link that loses and delays, as a share of what the same
 //! link carries of raw datagrams.
 //!
-//! The link is the workbench's own, in user space, because many kernels lack `sch_netem`. Each
-//! measurement has a fresh server and takes the spool's growth over a few seconds of the dump of
-//! memory that does not compress, after the start has settled.
+//! The link is the workbench's own, in user space, because many kernels lack `sch_netem`. The limit
+//! is measured once for each round trip, just before the cells that have it. Each cell has a fresh
+//! server and takes the spool's growth over a few seconds of the dump of memory that does not
+//! compress, after the start has settled.
 
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use super::stage::{self, Place, Programs, RECEIVER_CPU, Row, SENDER_CPU, Server};
+use crate::kmod::Variant;
 use crate::output;
+use crate::vm::Guest;
 
 const LOSSES_PCT: [f64; 5] = [0.0, 0.1, 1.0, 5.0, 10.0];
 const RTTS_MS: [f64; 4] = [0.2, 1.0, 10.0, 50.0];
@@ -24,6 +28,9 @@ const DATAGRAM_BYTES: &str = "1472";
 const MEMORY: &str = "synthetic:8G,zero=0,text=0,random=100";
 const SETTLE: Duration = Duration::from_millis(1500);
 const MEASURE: Duration = Duration::from_secs(4);
+/// Losses in percent for a guest that panics, and the least ratio to its sealed limit.
+const PANIC_RATIOS_MIN: [(f64, f64); 4] = [(0.0, 0.9), (1.0, 0.8), (5.0, 0.6), (10.0, 0.3)];
+const PANIC_MEMORY: &str = "768M";
 const BLAST_SECONDS: &str = "3";
 
 /// A program that runs until it is not needed any more.
@@ -35,18 +42,67 @@ struct Running(Child);
 /// A program cannot be started or does not do its part.
 pub(crate) fn run(json: bool) -> Result<()> {
     let programs = stage::programs()?;
+    let cells = RTTS_MS.len() * LOSSES_PCT.len();
+    let steps = output::steps("goodput under loss", (RTTS_MS.len() + cells) as u64);
     let mut rows = Vec::new();
     for rtt_ms in RTTS_MS {
+        steps.begin(&format!("what the link of {rtt_ms} ms carries"));
+        let limit_mb_s = limit(&programs, rtt_ms)?;
+        steps.end();
         for loss_pct in LOSSES_PCT {
-            rows.push(cell(&programs, loss_pct, rtt_ms)?);
+            steps.begin(&format!("{loss_pct} % loss, {rtt_ms} ms"));
+            rows.push(cell(&programs, loss_pct, rtt_ms, limit_mb_s)?);
+            steps.end();
         }
     }
+    drop(steps);
     stage::print(&rows, json)
 }
 
-fn cell(programs: &Programs, loss_pct: f64, rtt_ms: f64) -> Result<Row> {
-    let _step = output::step(format!("{loss_pct} % loss, {rtt_ms} ms"));
-    let limit_mb_s = limit(programs, rtt_ms)?;
+/// Runs a guest for each loss, with memory that does not compress, and prints the rows. Frames are
+/// lost both ways, and every page of each dump is compared with the guest's own memory.
+///
+/// # Errors
+/// A dump is not whole and right, or a ratio is under what is promised.
+pub(crate) fn panic(json: bool) -> Result<()> {
+    let mut rows = Vec::new();
+    for (loss_pct, _) in PANIC_RATIOS_MIN {
+        let guest = Guest {
+            memory: PANIC_MEMORY.to_owned(),
+            cpus: 1,
+            loss: Some(loss_pct),
+            ..Guest::default()
+        };
+        let found = super::measure(&guest, "random", Variant::Bench)?;
+        ensure!(
+            found.verdict == "Ok",
+            "the dump at {loss_pct} % loss is not right: {}",
+            found.verdict
+        );
+        let goodput_mb_s = super::steady(&found.server_log)?;
+        let limit_mb_s = super::limit(&found.log, "sealed")?;
+        rows.push(stage::row(
+            "netdump in panic",
+            [
+                ("loss_pct", loss_pct),
+                ("goodput_mb_s", goodput_mb_s),
+                ("limit_mb_s", limit_mb_s),
+                ("ratio", goodput_mb_s / limit_mb_s),
+            ],
+        ));
+    }
+    stage::print(&rows, json)?;
+    for (row, (loss_pct, least)) in rows.iter().zip(PANIC_RATIOS_MIN) {
+        let ratio = row.get("ratio").and_then(Value::as_f64).unwrap_or(0.0);
+        ensure!(
+            ratio >= least,
+            "at {loss_pct} % loss the ratio is {ratio:.2} and should be {least}"
+        );
+    }
+    Ok(())
+}
+
+fn cell(programs: &Programs, loss_pct: f64, rtt_ms: f64, limit_mb_s: f64) -> Result<Row> {
     let place = Place::new(&format!("loss-{loss_pct}-{rtt_ms}"))?;
     let server = Server::start(programs, &place, RECEIVER_CPU, 1)?;
     let (_link, address) = link(programs, &server.address, loss_pct, rtt_ms)?;
