@@ -58,7 +58,7 @@ enum Command {
     Serve(ServeArgs),
     /// Say what killed a kernel, from its console log.
     Triage {
-        /// Logs in any form; `-` is stdin.
+        /// Logs in any form and vmcores; `-` is a log from stdin.
         #[arg(required = true)]
         files: Vec<PathBuf>,
         /// Print one JSON object a file.
@@ -67,6 +67,12 @@ enum Command {
         /// Say what each signature is made of and which functions were passed over.
         #[arg(long, conflicts_with = "json")]
         explain: bool,
+        /// Of a vmcore, show all tasks with their backtraces, and all modules.
+        #[arg(long, conflicts_with_all = ["json", "explain"])]
+        tasks: bool,
+        /// Print only the kernel's log of each vmcore.
+        #[arg(long, conflicts_with_all = ["json", "explain", "tasks"])]
+        dmesg: bool,
     },
     /// List the crashes that a running server is receiving.
     List {
@@ -302,13 +308,20 @@ fn run(command: Command) -> Result<()> {
             files,
             json,
             explain,
+            tasks,
+            dmesg,
         } => {
-            let form = match (json, explain) {
-                (true, _) => triage::Form::Json,
-                (false, true) => triage::Form::Explained,
-                (false, false) => triage::Form::Page,
+            let form = match (json, explain, tasks) {
+                (true, ..) => triage::Form::Json,
+                (_, true, _) => triage::Form::Explained,
+                (_, _, true) => triage::Form::Tasks,
+                _ => triage::Form::Page,
             };
-            triage::run(&files, form)
+            if dmesg {
+                triage::dmesg(&files)
+            } else {
+                triage::run(&files, form)
+            }
         }
         Command::List { server } => print(server.json, &operate::list(&server.dumpdir)?),
         Command::Verdict(args) => {

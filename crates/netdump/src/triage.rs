@@ -1,15 +1,19 @@
-//! `netdump triage`: what killed a kernel, from its console log.
+//! `netdump triage`: what killed a kernel, from its console log or its vmcore.
 //!
-//! One file after another, in pieces, so that memory does not grow with a file. A file that cannot
-//! be read does not keep the others from being told.
+//! One file after another; logs in pieces, so that memory does not grow with a file. Of a vmcore,
+//! the log in its memory goes the way of any log, and the rest is told beside it. A file that
+//! cannot be read does not keep the others from being told.
+
+mod page;
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Write as _, stdin, stdout};
+use std::io::{self, Read, Seek as _, Write as _, stdin, stdout};
 use std::path::{Path, PathBuf};
 
+use ::triage::memory::{self, Examination};
 use ::triage::{Findings, Report, Role, Scanner};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
 /// Bytes that are read at a time.
@@ -22,9 +26,14 @@ pub enum Form {
     Page,
     /// The page and what the signature is made of.
     Explained,
+    /// The page, and of a vmcore all tasks with their backtraces.
+    Tasks,
     /// One JSON object a line, for machines.
     Json,
 }
+
+/// The first bytes of the vmcores that are read.
+const VMCORES: [&[u8]; 2] = [b"\x7fELF", b"KDUMP   "];
 
 /// Tells each of `files` (`-` is stdin).
 ///
@@ -34,24 +43,12 @@ pub fn run(files: &[PathBuf], form: Form) -> Result<()> {
     let mut failed = 0;
     for file in files {
         let name = file.display().to_string();
-        let told = match read(file) {
-            Ok(findings) => Told::new(name, &findings),
-            Err(error) => {
-                failed += 1;
-                Told::failed(name, &format!("{error:#}"))
-            }
-        };
-        let text = match form {
-            Form::Json => serde_json::to_string(&told).context("cannot write JSON")?,
-            Form::Page => told.to_string(),
-            Form::Explained => format!("{told}{}", told.explanation()),
-        };
-        if let Err(error) = writeln!(stdout(), "{text}") {
-            // Who reads has seen enough, as `head` does.
-            if error.kind() == io::ErrorKind::BrokenPipe {
-                return Ok(());
-            }
-            return Err(error).context("cannot write to stdout");
+        let told = tell(file, name.clone()).unwrap_or_else(|error| {
+            failed += 1;
+            Told::failed(name, &format!("{error:#}"))
+        });
+        if !print(&told.text(form)?)? {
+            return Ok(());
         }
     }
     ensure!(
@@ -62,12 +59,73 @@ pub fn run(files: &[PathBuf], form: Form) -> Result<()> {
     Ok(())
 }
 
-fn read(file: &Path) -> Result<Findings> {
+/// Prints the kernel's log of each vmcore in `files`, as `dmesg` does.
+///
+/// # Errors
+/// A file is no vmcore or has no log; the others were printed all the same.
+pub fn dmesg(files: &[PathBuf]) -> Result<()> {
+    let mut failed = Vec::new();
+    for file in files {
+        let log = open(file).and_then(|mut core| {
+            let machine = core.machine().clone();
+            memory::log(&mut core, &machine).map_err(|error| anyhow!("the log: {error}"))
+        });
+        match log {
+            Ok(log) if !print(&log.text)? => return Ok(()),
+            Ok(_) => {}
+            Err(error) => failed.push(format!("{}: {error:#}", file.display())),
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
+    Ok(())
+}
+
+/// Prints a text; false when nobody reads any more, as behind `head`.
+fn print(text: &str) -> Result<bool> {
+    let line_end = if text.ends_with('\n') { "" } else { "\n" };
+    match write!(stdout(), "{text}{line_end}") {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to stdout"),
+    }
+}
+
+/// What is told of the file, under this name.
+fn tell(file: &Path, name: String) -> Result<Told> {
     if file.as_os_str() == "-" {
-        return scan(&mut stdin().lock());
+        return Ok(Told::new(name, &scan(&mut stdin().lock())?));
     }
     let mut opened = File::open(file).context("cannot open")?;
-    scan(&mut opened)
+    if is_vmcore(&mut opened)? {
+        return Ok(Told::of_vmcore(name, examine(file)?));
+    }
+    Ok(Told::new(name, &scan(&mut opened)?))
+}
+
+/// Whether the file begins as a vmcore; it is read from its start afterwards.
+fn is_vmcore(file: &mut File) -> Result<bool> {
+    let mut first = Vec::new();
+    file.take(8)
+        .read_to_end(&mut first)
+        .context("cannot read")?;
+    // A pipe cannot be read again; what cannot seek is no vmcore.
+    let again = file.seek(io::SeekFrom::Start(0));
+    let is_vmcore = VMCORES.iter().any(|magic| first.starts_with(magic));
+    ensure!(
+        again.is_ok() || first.is_empty(),
+        "cannot seek; give a log as `-`"
+    );
+    Ok(is_vmcore)
+}
+
+fn open(file: &Path) -> Result<dump::Reader> {
+    dump::Reader::open(file).context("cannot read the vmcore")
+}
+
+fn examine(file: &Path) -> Result<Examination> {
+    let mut core = open(file)?;
+    let machine = core.machine().clone();
+    Ok(memory::examine(&mut core, &machine))
 }
 
 fn scan(input: &mut dyn Read) -> Result<Findings> {
@@ -90,8 +148,8 @@ fn scan(input: &mut dyn Read) -> Result<Findings> {
     Ok(scanner.finish())
 }
 
-/// A vmcore holds the log somewhere in its memory; read as text it would look like a log without a
-/// crash, or with one that never was.
+/// A vmcore holds the log somewhere in its memory; read as text, from stdin, it would look like a
+/// log without a crash, or with one that never was.
 fn check_is_log(first: &[u8]) -> Result<()> {
     let formats: [(&[u8], &str); 4] = [
         (b"\x7fELF", "an ELF file"),
@@ -122,6 +180,9 @@ struct Told {
     reports_dropped: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// Of a vmcore, what its memory says.
+    #[serde(flatten)]
+    memory: Option<Box<Examination>>,
 }
 
 impl Told {
@@ -140,7 +201,29 @@ impl Told {
             reports: findings.reports.clone(),
             reports_dropped: findings.reports_dropped,
             error: None,
+            memory: None,
         }
+    }
+
+    fn of_vmcore(file: String, memory: Examination) -> Self {
+        let log = memory.log.as_ref().map_or("", |log| &log.text);
+        let findings = ::triage::scan(log.as_bytes());
+        Self {
+            memory: Some(Box::new(memory)),
+            ..Self::new(file, &findings)
+        }
+    }
+
+    fn text(&self, form: Form) -> Result<String> {
+        let mut text = match form {
+            Form::Json => return serde_json::to_string(self).context("cannot write JSON"),
+            Form::Explained => format!("{self}{}", self.explanation()),
+            Form::Page | Form::Tasks => self.to_string(),
+        };
+        if let Some(memory) = &self.memory {
+            text.push_str(&page::page(memory, form == Form::Tasks));
+        }
+        Ok(text)
     }
 
     fn explanation(&self) -> String {

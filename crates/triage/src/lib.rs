@@ -26,6 +26,7 @@ mod guilt;
 mod innocence;
 mod input;
 mod line;
+pub mod memory;
 mod report;
 mod scan;
 mod signature;
