@@ -12,7 +12,11 @@
  * Nobody runs inside the functions while that happens, and the dump shows their true text.
  */
 
+#include <linux/migrate.h>
 #include <linux/mm.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
+#include <linux/spinlock.h>
 #include <linux/string.h>
 #include <linux/vmalloc.h>
 #include <asm/page.h>
@@ -34,6 +38,17 @@ static void nd_take_spinlock(struct qspinlock *lock, u32 value)
 	atomic_set(&lock->val, _Q_LOCKED_VAL);
 }
 
+#ifdef CONFIG_PREEMPT_RT
+/* Spin locks are mutexes there, and waiting for one would switch to another task. Instead of all of rt_spin_lock(). */
+static void nd_take_rt_lock(spinlock_t *lock)
+{
+	if (READ_ONCE(lock->lock.owner))
+		taken_over++;
+	WRITE_ONCE(lock->lock.owner, current);
+	rcu_read_lock();
+	migrate_disable();
+}
+#else
 static void nd_take_read_lock(struct qrwlock *lock)
 {
 	taken_over++;
@@ -45,6 +60,7 @@ static void nd_take_write_lock(struct qrwlock *lock)
 	taken_over++;
 	atomic_set(&lock->cnts, _QW_LOCKED);
 }
+#endif
 
 /* One replaced function. */
 struct nd_patch {
@@ -63,8 +79,12 @@ static struct nd_patch patches[] = {
 #ifdef CONFIG_PARAVIRT_SPINLOCKS
 	{ __pv_queued_spin_lock_slowpath, nd_take_spinlock },
 #endif
+#ifdef CONFIG_PREEMPT_RT
+	{ rt_spin_lock, nd_take_rt_lock },
+#else
 	{ queued_read_lock_slowpath, nd_take_read_lock },
 	{ queued_write_lock_slowpath, nd_take_write_lock },
+#endif
 };
 
 static bool opened;

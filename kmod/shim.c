@@ -42,6 +42,7 @@ static struct nd_shim nd;
 
 static void nd_capture_own(void);
 static void nd_dump(void);
+static void nd_finish(u64 action);
 static void nd_resume(void);
 static void nd_resume_after_fault(void);
 
@@ -214,15 +215,19 @@ static int nd_on_own_nmi(struct pt_regs *regs)
  */
 static int nd_on_nmi(unsigned int type, struct pt_regs *regs)
 {
+	int cpu = raw_smp_processor_id();
+
 	if (!READ_ONCE(nd.stopping))
 		return NMI_DONE;
 	if (nd_is_owner())
 		return nd_on_own_nmi(regs);
-	nd_capture(&nd.captured[raw_smp_processor_id()], regs);
-	if (!atomic_cmpxchg(&nd.guard, 0, 1)) {
-		nd.guard_frame = regs;
+	/* The one that dozes can be reached again: by its watchdog's counter, and by the reboot. */
+	if (nd.captured[cpu].held)
+		return NMI_HANDLED;
+	nd.captured[cpu].held = true;
+	nd_capture(&nd.captured[cpu], regs);
+	if (!atomic_cmpxchg(&nd.guard, 0, cpu + 1))
 		nd_guard();
-	}
 	nd_hold();
 }
 
@@ -505,7 +510,8 @@ static void nd_take_frames(void)
 #ifdef CONFIG_RPS
 	for (i = 0; i < nd.device->num_rx_queues; i++) {
 		RCU_INIT_POINTER(nd.device->_rx[i].rps_map, NULL);
-		RCU_INIT_POINTER(nd.device->_rx[i].rps_flow_table, NULL);
+		/* A pointer, and on 7.x one with a tag in a number. */
+		WRITE_ONCE(nd.device->_rx[i].rps_flow_table, 0);
 	}
 #endif
 }
@@ -535,6 +541,58 @@ static void nd_poll(void)
 	list_for_each_entry(napi, &nd.device->napi_list, dev_list)
 		nd_poll_napi(napi);
 	nd_interrupts_off();
+}
+
+/* ---- The transmit buffers, whether they are still what they were ---- */
+
+/* FNV-1a, a word at a time; 0 if the memory cannot be read. */
+static u64 nd_digest(u64 digest, const void *from, size_t bytes)
+{
+	const u64 *words = from;
+	size_t i;
+	u64 word;
+
+	for (i = 0; i < bytes / sizeof(word); i++) {
+		if (get_kernel_nofault(word, &words[i]))
+			return 0;
+		digest = (digest ^ word) * 0x100000001b3ULL;
+	}
+	return digest | 1;
+}
+
+/* All that the kernel keeps about a buffer. Nothing of it changes from arming to the crash. */
+static u64 nd_pool_digest(u32 slot)
+{
+	struct sk_buff *skb = nd.pool[slot];
+	u64 digest = nd_digest((unsigned long)skb ^ rol64((unsigned long)nd.frames[slot], 32), skb, sizeof(*skb));
+
+	return digest ? nd_digest(digest, skb_end_pointer(skb), sizeof(struct skb_shared_info)) : 0;
+}
+
+static void nd_pool_seal(void)
+{
+	u32 i;
+
+	for (i = 0; i <= nd.slots; i++)
+		nd.seals[i] = nd_pool_digest(i);
+}
+
+/* What crashed the kernel may have written over buffers before. Those are not used; false if too few are left. */
+static bool nd_pool_check(void)
+{
+	u32 i, good = 0;
+
+	for (i = 0; i <= nd.slots; i++) {
+		if (nd_pool_digest(i) != nd.seals[i])
+			continue;
+		nd.pool[good] = nd.pool[i];
+		nd.frames[good++] = nd.frames[i];
+	}
+	nd.overwritten = nd.slots + 1 - good;
+	if (good <= ND_SLOTS_MIN)
+		return false;
+	nd.slots = good - 1;
+	return true;
 }
 
 u8 *nd_frame(u32 slot)
@@ -824,6 +882,18 @@ static u32 nd_add_touched(struct nd_written *list, u32 used)
 	return used;
 }
 
+/* NMIs still reach the CPU that dozes, and use their stack. */
+static u32 nd_add_guard(struct nd_written *list, u32 used)
+{
+	int cpu = atomic_read(&nd.guard) - 1;
+	struct page *page;
+
+	if (cpu < 0)
+		return used;
+	page = vmalloc_to_page((void *)(per_cpu(cpu_tss_rw, cpu).x86_tss.ist[IST_INDEX_NMI] - 1));
+	return page ? nd_add_written(list, used, ND_WRITTEN_STACK, page_to_pfn(page), 1) : used;
+}
+
 static size_t nd_read_written(u8 *to)
 {
 	struct nd_written *list = (struct nd_written *)to;
@@ -838,9 +908,7 @@ static size_t nd_read_written(u8 *to)
 		used = nd_add_virtual(list, used, ND_WRITTEN_MODULE, base, bytes);
 	}
 	used = nd_add_virtual(list, used, ND_WRITTEN_STACK, nd.stack, ND_STACK_BYTES);
-	/* NMIs reach the CPU that dozes, and change the frame it would return by. */
-	if (nd.guard_frame)
-		used = nd_add_written(list, used, ND_WRITTEN_STACK, page_to_pfn(vmalloc_to_page(nd.guard_frame)), 1);
+	used = nd_add_guard(list, used);
 	used = nd_add_virtual(list, used, ND_WRITTEN_PERCPU, (void *)__per_cpu_offset[cpu], SZ_256K);
 	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device, sizeof(*nd.device) + SZ_8K);
 	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device->_tx,
@@ -923,9 +991,9 @@ static size_t nd_read_state(u8 *to, bool from_start)
 		memset(&nd.tasks, 0, sizeof(nd.tasks));
 		kmsg_dump_rewind(&nd.tasks.log);
 		nd.tasks.log.cur_seq = nd.tasks.log.next_seq;
-		if (nd_locks_taken_over() || nd.faults || nd.hangs)
-			pr_info("netdump: took over %u held locks, survived %u faults and %u hangs of its own way\n",
-				nd_locks_taken_over(), nd.faults, nd.hangs);
+		if (nd_locks_taken_over() || nd.faults || nd.hangs || nd.overwritten)
+			pr_info("netdump: took over %u held locks, survived %u faults and %u hangs of its own way, left out %u transmit buffers that had been overwritten\n",
+				nd_locks_taken_over(), nd.faults, nd.hangs, nd.overwritten);
 		nd.tasks.process = next_task(&init_task);
 		nd.tasks.thread = nd.tasks.process;
 		nd_print_memory();
@@ -1127,6 +1195,8 @@ static void nd_dump(void)
 	console = console_trylock();
 	console_loglevel = 1;
 	nd_locks_open();
+	if (!nd_pool_check())
+		nd_finish(ND_ACTION_NONE);
 	nd_release_locks();
 	nd_release_reserve();
 	nd_take_frames();
@@ -1272,6 +1342,7 @@ static int nd_pool_fill(void)
 	for (i = 1; i <= nd.slots; i++)
 		if (!nd_pool_add(i))
 			return nd_refuse(-ENOMEM, "no memory for %u transmit buffers", nd.slots);
+	nd_pool_seal();
 	return 0;
 }
 

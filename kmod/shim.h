@@ -73,6 +73,8 @@ struct nd_captured {
 	u64 fs_base;
 	u64 gs_base;
 	u32 segments[4];
+	/* An NMI stopped this CPU for good. */
+	bool held;
 	/* These are those of panic()'s caller. */
 	bool probed;
 	/* Written last: the rest is whole. */
@@ -102,6 +104,7 @@ struct nd_shim {
 	struct net_device *device;
 	struct sk_buff *pool[ND_SLOTS_MAX + 1];
 	u8 *frames[ND_SLOTS_MAX + 1];
+	u64 seals[ND_SLOTS_MAX + 1];
 	u32 slots;
 	u32 frame_bytes_max;
 	bool keep_user;
@@ -130,9 +133,8 @@ struct nd_shim {
 	bool panicking;
 	bool stopping;
 	bool running;
-	/* The first held CPU takes this, and watches `beat` while `watched`. */
+	/* The first held CPU writes its number, plus one, and watches `beat` while `watched`. */
 	atomic_t guard;
-	struct pt_regs *guard_frame;
 	u32 beat;
 	bool watched;
 	bool kicked;
@@ -150,6 +152,7 @@ struct nd_shim {
 	struct nd_step step;
 	u32 faults;
 	u32 hangs;
+	u32 overwritten;
 	bool received;
 	u32 touched_used;
 	struct nd_ram touched[ND_TOUCHED_MAX];

@@ -345,30 +345,28 @@ fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
     })
 }
 
-/// The one kernel of an image package, and its release.
+/// The one kernel of an image package, and its release: in /boot under its release's name, or
+/// beside its modules, as Debian has it from 7.3 on.
 pub(crate) fn kernel_of(image: &Path) -> Result<(PathBuf, String)> {
-    let boot = image.join("boot");
-    let mut found = Vec::new();
-    for entry in fs::read_dir(&boot).with_context(|| {
-        format!(
-            "cannot list {}; is it an unpacked linux-image package?",
-            boot.display()
-        )
-    })? {
-        let path = entry?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if let Some(release) = name.strip_prefix("vmlinuz-") {
-            found.push((path.clone(), release.to_owned()));
-        }
-    }
+    let names = |folder: PathBuf| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| {
+            (
+                entry.path(),
+                entry.file_name().to_string_lossy().into_owned(),
+            )
+        })
+    };
+    let in_boot = names(image.join("boot"))
+        .filter_map(|(path, name)| Some((path, name.strip_prefix("vmlinuz-")?.to_owned())));
+    let beside = names(image.join("usr/lib/modules"))
+        .map(|(path, release)| (path.join("vmlinuz"), release))
+        .filter(|(path, _)| path.exists());
+    let mut found: Vec<(PathBuf, String)> = in_boot.chain(beside).collect();
     ensure!(
         found.len() == 1,
-        "{} holds {} kernels instead of one",
-        boot.display(),
+        "{} holds {} kernels instead of one; is it an unpacked linux-image package?",
+        image.display(),
         found.len()
     );
     found.pop().context("no kernel")

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::lock::{Kernel, Lock, Package};
 use crate::{apt, output, packages, tools};
 
-/// The package that depends on the newest kernel of a suite.
-const META_PACKAGE: &str = "linux-image-amd64";
+/// The package that depends on the newest kernel of a suite, but for its flavour.
+const META_PACKAGE: &str = "linux-image-";
 
 /// Prints the supported kernels and every pinned package.
 ///
@@ -68,10 +68,12 @@ pub(crate) fn update() -> Result<()> {
     let mut new = old.clone();
     for (before, kernel) in old.kernels.iter().zip(&mut new.kernels) {
         kernel.release = newest_release(before)?;
+        let flavour = format!("-{}", before.flavour());
+        let abi = |release: &str| release.trim_end_matches(&flavour).to_owned();
         let (from, to) = (abi(&before.release), abi(&kernel.release));
         for package in &mut new.packages {
             if package.kernel.as_ref() == Some(&before.name) {
-                package.name = package.name.replace(from, to);
+                package.name = package.name.replace(&from, &to);
             }
         }
     }
@@ -86,17 +88,16 @@ pub(crate) fn update() -> Result<()> {
 
 fn newest_release(kernel: &Kernel) -> Result<String> {
     let (name, suite) = (&kernel.name, &kernel.suite);
-    let newest = apt::candidates(META_PACKAGE)?
+    let meta = format!("{META_PACKAGE}{}", kernel.flavour());
+    let newest = apt::candidates(&meta)?
         .into_iter()
         .find(|found| &found.suite == suite);
-    let newest = newest.with_context(|| format!("{suite} has no {META_PACKAGE}"))?;
-    let stanza = apt::show(META_PACKAGE, &newest.version)?;
+    let newest = newest.with_context(|| format!("{suite} has no {meta}"))?;
+    let stanza = apt::show(&meta, &newest.version)?;
     let release = release_in(&stanza)
-        .with_context(|| format!("{META_PACKAGE} {} depends on no kernel", newest.version))?;
+        .with_context(|| format!("{meta} {} depends on no kernel", newest.version))?;
     ensure!(
-        release
-            .strip_prefix(name.as_str())
-            .is_some_and(|rest| rest.starts_with('.')),
+        kernel.continues(release),
         "{suite} has moved on to {release} and no longer has line {name}: decide by hand which \
          line replaces it in kernels.lock"
     );
@@ -109,11 +110,6 @@ fn release_in(stanza: &str) -> Option<&str> {
     depends
         .split(',')
         .find_map(|one| one.trim().strip_prefix("linux-image-")?.split(' ').next())
-}
-
-/// The part of a release that package names share whatever the flavour: `6.1.0-56`.
-fn abi(release: &str) -> &str {
-    release.strip_suffix("-amd64").unwrap_or(release)
 }
 
 fn pin_newest(package: &mut Package) -> Result<()> {
@@ -150,9 +146,17 @@ mod tests {
     }
 
     #[test]
-    fn common_packages_follow_the_release() {
-        let name =
-            "linux-headers-6.1.0-56-common".replace(abi("6.1.0-56-amd64"), abi("6.1.0-57-amd64"));
-        assert_eq!(name, "linux-headers-6.1.0-57-common");
+    fn a_flavour_is_a_line_of_its_own() {
+        let kernel = |name: &str| Kernel {
+            name: name.to_owned(),
+            release: String::new(),
+            suite: String::new(),
+        };
+        assert!(kernel("6.1").continues("6.1.0-56-amd64"));
+        assert!(kernel("6.12").continues("6.12.95+deb12-amd64"));
+        assert!(!kernel("6.1").continues("6.1.0-56-rt-amd64"));
+        assert!(kernel("6.1-rt").continues("6.1.0-56-rt-amd64"));
+        assert!(!kernel("6.1-rt").continues("6.1.0-56-amd64"));
+        assert!(!kernel("6.1").continues("6.12.95+deb12-amd64"));
     }
 }

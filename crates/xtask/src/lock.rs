@@ -33,7 +33,7 @@ pub(crate) struct Lock {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Kernel {
-    /// The line, which people type: `6.1`.
+    /// The line, which people type: `6.1`, or with a flavour `6.1-rt`.
     pub(crate) name: String,
     /// The pinned release, as `uname -r` prints it.
     pub(crate) release: String,
@@ -84,6 +84,31 @@ pub(crate) struct Wheel {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) sha256: String,
+}
+
+impl Kernel {
+    /// The flavour as package names end in it: `amd64`, `rt-amd64`.
+    pub(crate) fn flavour(&self) -> String {
+        match self.name.split_once('-') {
+            Some((_, flavour)) => format!("{flavour}-amd64"),
+            None => "amd64".to_owned(),
+        }
+    }
+
+    /// Whether a release is of this line and flavour.
+    pub(crate) fn continues(&self, release: &str) -> bool {
+        let version = self
+            .name
+            .split_once('-')
+            .map_or(self.name.as_str(), |(version, _)| version);
+        let rest = release.strip_prefix(version);
+        let abi = rest.and_then(|rest| rest.strip_suffix(&format!("-{}", self.flavour())));
+        // What is left of another flavour is not an ABI: it has letters where that has digits.
+        abi.is_some_and(|abi| {
+            let last = abi.rsplit(['-', '.', '+']).next().unwrap_or_default();
+            abi.starts_with('.') && last.ends_with(|digit: char| digit.is_ascii_digit())
+        })
+    }
 }
 
 impl Lock {
@@ -182,11 +207,8 @@ impl Lock {
     fn check(&self) -> Result<()> {
         for kernel in &self.kernels {
             let (name, release) = (&kernel.name, &kernel.release);
-            let continues = release
-                .strip_prefix(name.as_str())
-                .is_some_and(|rest| rest.starts_with('.'));
             ensure!(
-                continues,
+                kernel.continues(release),
                 "kernel {name}: release {release} is of another line"
             );
             for role in [Role::Image, Role::Headers, Role::Debug] {

@@ -5,6 +5,7 @@
 //! sealed nothing here touches the network.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -44,8 +45,10 @@ pub(crate) fn image(release: &str) -> Result<PathBuf> {
 /// # Errors
 /// The packages are not cached and cannot be fetched, or are laid out in a way we do not know.
 pub(crate) fn headers(release: &str) -> Result<PathBuf> {
+    let (_, loader) = loader(Role::Makedumpfile)?;
     let root = ensure_set(Role::Headers, Some(release), |dir| {
-        relocate_headers(dir, release)
+        relocate_headers(dir, release)?;
+        adapt_tools(dir, &loader)
     })?;
     Ok(root.join(headers_dir(release)))
 }
@@ -125,14 +128,21 @@ pub(crate) fn makedumpfile() -> Result<Vec<String>> {
 
 /// The command that runs a program of a set with the set's own loader and libraries.
 fn with_libraries(role: Role, program: &str) -> Result<Vec<String>> {
+    let (root, mut words) = loader(role)?;
+    words.push(root.join(program).to_string_lossy().into_owned());
+    Ok(words)
+}
+
+/// The directory of a set, and the words before a program that run it with the set's libraries.
+fn loader(role: Role) -> Result<(PathBuf, Vec<String>)> {
     let root = ensure_set(role, None, |_| Ok(()))?;
     let path = |inside: &str| root.join(inside).to_string_lossy().into_owned();
-    Ok(vec![
+    let words = vec![
         path("usr/lib64/ld-linux-x86-64.so.2"),
         "--library-path".into(),
         path("usr/lib/x86_64-linux-gnu"),
-        path(program),
-    ])
+    ];
+    Ok((root, words))
 }
 
 /// The Python of a virtual environment that has `drgn`.
@@ -223,18 +233,18 @@ fn ensure_set(
 }
 
 /// Makes unpacked headers work where they are. They refer to their place on an installed machine
-/// in one line: the Makefile includes the common Makefile by its absolute path. All other
+/// in the Makefile only, which includes the common Makefile by its absolute path. All other
 /// references are relative links, which hold because the set shares one directory.
 fn relocate_headers(dir: &Path, release: &str) -> Result<()> {
     let makefile = dir.join(headers_dir(release)).join("Makefile");
     let text = fs::read_to_string(&makefile)
         .with_context(|| format!("cannot read {}", makefile.display()))?;
     let included = text
-        .trim()
-        .strip_prefix("include /usr/src/")
+        .lines()
+        .find_map(|line| line.strip_prefix("include /usr/src/"))
         .with_context(|| {
             format!(
-                "{}: expected one line `include /usr/src/...`, found `{text}`",
+                "{}: expected a line `include /usr/src/...`, found `{text}`",
                 makefile.display()
             )
         })?;
@@ -245,7 +255,46 @@ fn relocate_headers(dir: &Path, release: &str) -> Result<()> {
         makefile.display(),
         included.display()
     );
-    fs::write(&makefile, format!("include {}\n", included.display()))?;
+    let here = dir.join("usr/src").display().to_string() + "/";
+    fs::write(&makefile, text.replace("/usr/src/", &here))?;
+    Ok(())
+}
+
+/// The programs that the build of a module runs. Of those that only choose among variants the one
+/// for this machine is given too.
+const BUILD_TOOLS: [(&str, &str); 4] = [
+    ("scripts/basic/fixdep", "scripts/basic/fixdep"),
+    ("scripts/mod/modpost", "scripts/mod/modpost.real-lsb-64"),
+    ("scripts/genksyms/genksyms", "scripts/genksyms/genksyms"),
+    (OBJTOOL, OBJTOOL_VARIANT),
+];
+const OBJTOOL: &str = "tools/objtool/objtool";
+const OBJTOOL_VARIANT: &str = "tools/objtool/objtool.real-x86";
+
+/// Headers of a suite newer than this machine bring programs that need a newer C library: each
+/// becomes a script that runs it with the libraries of that suite, by the words of `loader`.
+fn adapt_tools(dir: &Path, loader: &[String]) -> Result<()> {
+    let found = fs::read_dir(dir.join("usr/lib"))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.join(OBJTOOL).exists());
+    let Some(tools) = found else {
+        return Ok(());
+    };
+    // Told nothing to do it prints its usage, if it runs at all.
+    let objtool = Command::new(tools.join(OBJTOOL_VARIANT)).output();
+    if !objtool.is_ok_and(|said| String::from_utf8_lossy(&said.stderr).contains("GLIBC_")) {
+        return Ok(());
+    }
+    for (name, program) in BUILD_TOOLS {
+        let moved = tools.join(format!("{name}.elf"));
+        fs::rename(tools.join(program), &moved)
+            .with_context(|| format!("cannot move {program} of {}", tools.display()))?;
+        let (words, moved) = (loader.join(" "), moved.display());
+        let file = tools.join(name);
+        fs::write(&file, format!("#!/bin/sh\nexec {words} {moved} \"$@\"\n"))?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    }
     Ok(())
 }
 

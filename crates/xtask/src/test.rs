@@ -96,8 +96,9 @@ fn steps(symbols: bool) -> Vec<Step> {
     steps
 }
 
-/// The fast lane: both kernels, two cards, two ways to crash, a wire that loses, and a filtered dump.
-fn guests() -> [Guest; 4] {
+/// The fast lane: both kernels, four cards, a wire that loses, a filtered dump, and the crashes that
+/// ask most of the dump path: held locks, the receive path, a fault of its own.
+fn guests() -> [Guest; 7] {
     let guest = |kernel: &str, nic: &str, crash: &str| Guest {
         kernel: kernel.into(),
         nic: nic.into(),
@@ -122,6 +123,9 @@ fn guests() -> [Guest; 4] {
             fill: Some("mixed".into()),
             ..guest("6.12", "virtio-net", "panic")
         },
+        guest("6.12", "e1000e", "spinners"),
+        guest("6.1", "e1000", "in-receive"),
+        guest("6.1", "vmxnet3", "fault-in-dump"),
     ]
 }
 
