@@ -1,11 +1,13 @@
 //! netdump, the product: what a host runs to be armed and what a server runs to receive crashes.
 //!
 //! On a host: [`key`] files, the [`way`] to a server asked from the kernel over [`netlink`], the
-//! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`], and
-//! [`operate`], which asks a running one. From a file to a server, as a host would: [`send`].
+//! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`], with hosts'
+//! logs in [`console`] and its [`config`], and [`operate`], which asks a running one. From a file to a server, as a host would: [`send`].
 //! Anywhere: [`triage`].
 
 pub mod arm;
+pub mod config;
+pub mod console;
 pub mod key;
 pub mod module;
 pub mod netlink;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use clap::{Args, Parser, Subcommand};
 use netdump::arm;
+use netdump::config::Config;
 use netdump::key::{HostKey, HostName};
 use netdump::operate;
 use netdump::send::{self, Origin};
@@ -222,6 +223,9 @@ struct ServeArgs {
     /// the pages everybody sends at once.
     #[arg(long, default_value_t = SESSIONS_MAX)]
     active: usize,
+    /// The configuration file, TOML: what is kept of hosts' console messages.
+    #[arg(long)]
+    config: Option<PathBuf>,
     /// Print one JSON object an event on stdout.
     #[arg(long)]
     json: bool,
@@ -411,8 +415,13 @@ fn run_server(args: ServeArgs) -> Result<()> {
         redirect,
         action,
         active,
+        config,
         json,
     } = args;
+    let config = match config {
+        Some(path) => Config::read(&path)?,
+        None => Config::default(),
+    };
     let threads = thread::available_parallelism()
         .map_or(1, NonZero::get)
         .min(RECEIVE_THREADS_MAX);
@@ -430,6 +439,7 @@ fn run_server(args: ServeArgs) -> Result<()> {
         threads,
         silence: SILENCE_MAX,
         linger: LINGER,
+        console: config.console,
     };
     let server = Server::start(&options, Events::new(json))?;
     signals.wait().context("cannot wait for signals")?;

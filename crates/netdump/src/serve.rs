@@ -59,6 +59,8 @@ use self::registry::{Shared, lock};
 use self::session::{Phase, Session};
 use self::verdict::{Deed, Want};
 use self::writers::WRITERS;
+use crate::console::Figures;
+use crate::console::settings::Settings;
 use crate::key::Keyring;
 
 /// How a server is to run.
@@ -90,6 +92,8 @@ pub struct Options {
     pub silence: Duration,
     /// The spools of an incomplete crash wait for so long for its host to come back.
     pub linger: Duration,
+    /// Hosts' logs.
+    pub console: Settings,
 }
 
 /// A session that is silent for so long is over: longer than a client looks for its server.
@@ -104,6 +108,8 @@ pub struct Server {
     hub: Arc<Hub>,
     address: SocketAddr,
     threads: Vec<JoinHandle<()>>,
+    /// Those that write logs; they end after those that receive.
+    log_threads: Vec<JoinHandle<()>>,
     /// Locked, so that no second server works on the same spools.
     _lock: File,
 }
@@ -165,10 +171,12 @@ impl Server {
         threads.push(spawn("housekeeping", move || keep_house(&there))?);
         let there = Arc::clone(&hub);
         threads.push(spawn("control", move || control.run(&there))?);
+        let log_threads = start_logs(&hub)?;
         Ok(Self {
             hub,
             address,
             threads,
+            log_threads,
             _lock: claimed,
         })
     }
@@ -189,15 +197,17 @@ impl Server {
     /// them.
     pub fn stop(self) {
         self.hub.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            if thread.join().is_err() {
-                self.hub.events.warn("a thread panicked".to_owned());
-            }
-        }
+        join(&self.hub, self.threads);
+        self.hub.console.end();
+        join(&self.hub, self.log_threads);
         self.hub.join();
         let counts = self.hub.drops.counts();
         if counts != DropCounts::default() {
             self.hub.events.tell(&Event::Drops { counts });
+        }
+        let figures = self.hub.console.figures();
+        if figures != Figures::default() {
+            self.hub.events.tell(&Event::Console { figures });
         }
         let live = self.hub.registry.live();
         for session in &live {
@@ -340,6 +350,23 @@ fn tell_progress(hub: &Hub, session: &Session) {
     let (about, arrived) = (session.about().clone(), session.arrived());
     if arrived.pages > 0 {
         hub.events.tell(&Event::Progress { about, arrived });
+    }
+}
+
+/// Starts the threads that write hosts' logs and keep them in order.
+fn start_logs(hub: &Arc<Hub>) -> Result<Vec<JoinHandle<()>>> {
+    let there = Arc::clone(hub);
+    let write = move || there.console.write(&there.events, || there.console.ends());
+    let there = Arc::clone(hub);
+    let keep = move || there.console.keep(&there.events, || there.console.ends());
+    Ok(vec![spawn("log", write)?, spawn("log keeper", keep)?])
+}
+
+fn join(hub: &Hub, threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        if thread.join().is_err() {
+            hub.events.warn("a thread panicked".to_owned());
+        }
     }
 }
 

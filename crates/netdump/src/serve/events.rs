@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::drops::DropCounts;
 use super::registry::lock;
+use crate::console::Figures;
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize)]
@@ -122,6 +123,12 @@ pub enum Event {
         /// Totals since the start.
         #[serde(flatten)]
         counts: DropCounts,
+    },
+    /// What became of console messages.
+    Console {
+        /// Totals since the start.
+        #[serde(flatten)]
+        figures: Figures,
     },
     /// The server ends.
     Stopped {
@@ -250,6 +257,7 @@ fn progress_due(told: &mut HashMap<SessionId, Instant>, event: &Event) -> bool {
         | Event::Rest { .. }
         | Event::Received { .. }
         | Event::Drops { .. }
+        | Event::Console { .. }
         | Event::Stopped { .. } => true,
     }
 }
@@ -279,6 +287,7 @@ fn show(all: &MultiProgress, bars: &mut HashMap<SessionId, ProgressBar>, event: 
         | Event::Verdict { .. }
         | Event::Rest { .. }
         | Event::Drops { .. }
+        | Event::Console { .. }
         | Event::Stopped { .. } => {}
     }
     // Printing above the bars; where they cannot be drawn the line is lost with them.
@@ -360,6 +369,7 @@ fn sentence(event: &Event) -> String {
             format!("{about}: incomplete, {why}; {arrived}; kept in {directory}")
         }
         Event::Drops { counts } => counts.to_string(),
+        Event::Console { figures } => figures.to_string(),
         Event::Stopped { unfinished } => {
             format!("stopped; {unfinished} unfinished sessions stay in their spools")
         }

@@ -22,6 +22,7 @@ use super::registry::{Registry, lock};
 use super::socket::{Peer, send};
 use super::verdict::{Deed, Want};
 use super::writers::Queue;
+use crate::console::Console;
 use crate::key::{HostKey, Keyring};
 
 /// What the server wants of crashes in general.
@@ -63,6 +64,8 @@ pub struct Hub {
     pub events: Events,
     /// Datagrams not taken.
     pub drops: Drops,
+    /// Hosts' logs.
+    pub console: Console,
     /// All sessions.
     pub registry: Registry,
     /// Bytes that wait for their turn, in all sessions.
@@ -122,6 +125,7 @@ impl Hub {
             linger: options.linger,
             events: parts.events,
             drops: Drops::default(),
+            console: Console::new(&options.dumpdir, options.console.clone()),
             registry: Registry::default(),
             held_bytes: Arc::default(),
             creating: Mutex::default(),

@@ -9,7 +9,7 @@ use proto::reply::{REPLY_BYTES_MAX, Verdict};
 use proto::server::{Hold, Session as Engine};
 use proto::time::{Instant as EngineInstant, Micros};
 use proto::units::PacketNumber;
-use proto::wire::{Header, INCARNATION_BYTES, Kind, open_client};
+use proto::wire::{Header, INCARNATION_BYTES, Kind, MAGIC, open_client};
 
 use super::directory::{CrashDir, SPOOLS_MAX};
 use super::drops::Reason;
@@ -17,7 +17,7 @@ use super::events::About;
 use super::hub::Hub;
 use super::registry::{Entry, Over, Shared, lock};
 use super::session::{Came, Fate, Phase, Session};
-use super::socket::{Batch, Peer, send};
+use super::socket::{Batch, Peer, drops, send};
 use super::spool::Origin;
 use super::{closing, revive};
 use crate::key::{HostKey, fill_random};
@@ -33,17 +33,40 @@ pub fn run(hub: &Arc<Hub>, socket: &UdpSocket) {
             std::thread::sleep(IDLE_WAIT);
         }
         let now = hub.now();
+        let mut console = hub.console.inbox.delivery();
         batch.each(|peer, datagram| {
-            if let Err(reason) = take(hub, now, peer, datagram, &mut touched) {
+            if is_console(datagram) {
+                console.push(peer.address.ip(), datagram);
+            } else if let Err(reason) = take(hub, now, peer, datagram, &mut touched) {
                 hub.drops.add(reason);
             }
         });
-        hub.drops.add_many(
-            Reason::BufferFull,
-            u64::from(batch.overflows().wrapping_sub(overflows)),
-        );
-        overflows = batch.overflows();
+        drop(console);
+        // What was thrown away after the last datagram came is told by no datagram.
+        let total = if batch.is_empty() {
+            drops(socket).unwrap_or(overflows)
+        } else {
+            batch.overflows()
+        };
+        count_overflows(hub, &mut overflows, total);
         answer(hub, socket, &mut touched);
+    }
+    let total = drops(socket).unwrap_or(overflows);
+    count_overflows(hub, &mut overflows, total);
+}
+
+/// In-tree netconsole sends text; ours does not begin like any.
+fn is_console(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| *first != MAGIC[0])
+}
+
+/// Counts what the kernel threw away since `before`, which becomes `total`.
+fn count_overflows(hub: &Hub, before: &mut u32, total: u32) {
+    let datagrams = u64::from(total.wrapping_sub(*before));
+    *before = total;
+    if datagrams > 0 {
+        hub.drops.add_many(Reason::BufferFull, datagrams);
+        hub.console.add_socket_drops(datagrams);
     }
 }
 

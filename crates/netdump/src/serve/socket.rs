@@ -312,6 +312,12 @@ impl Batch {
         }
     }
 
+    /// There is no datagram in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.received.is_empty()
+    }
+
     /// Datagrams the kernel has thrown away since the socket was opened because its buffer was
     /// full.
     #[must_use]
@@ -411,6 +417,21 @@ fn set_option(
     }
 }
 
+/// Datagrams the kernel has thrown away since the socket was opened, as of now.
+pub fn drops(socket: &UdpSocket) -> io::Result<u32> {
+    let mut figures = [0_u32; SK_MEMINFO_FIGURES];
+    let mut length = socklen::<[u32; SK_MEMINFO_FIGURES]>();
+    let value = figures.as_mut_ptr().cast();
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_MEMINFO);
+    // SAFETY: `value` points to `length` writable bytes, and both outlive the call.
+    let got =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut length) };
+    match got {
+        0 => Ok(figures[SK_MEMINFO_DROPS]),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[expect(
     clippy::cast_possible_truncation,
     reason = "sizes of socket structures are below 1 KiB"
@@ -442,6 +463,9 @@ fn address(name: &libc::sockaddr_storage) -> SocketAddr {
 
 /// A second of 1 Gbit/s while the disk stalls.
 pub const RECEIVE_BUFFER_BYTES: usize = 128 << 20;
+/// Figures of `SO_MEMINFO`, and which of them counts drops (linux/sock_diag.h).
+const SK_MEMINFO_FIGURES: usize = 9;
+const SK_MEMINFO_DROPS: usize = 8;
 /// Messages of one batch.
 const MESSAGES: usize = 32;
 const MESSAGES_UINT: libc::c_uint = 32;

@@ -62,7 +62,9 @@ impl Place {
         let entries = fs::read_dir(self.dumps())
             .unwrap()
             .map(|entry| entry.unwrap().path());
-        let mut crashes: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+        let mut crashes: Vec<PathBuf> = entries
+            .filter(|path| path.is_dir() && !path.ends_with("console"))
+            .collect();
         crashes.sort();
         crashes
     }
@@ -118,6 +120,7 @@ impl Place {
     /// as silent, and how long its spools stay.
     pub(crate) fn serve_here(&self, silence: Duration, linger: Duration) -> InProcess {
         let options = Options {
+            console: netdump::console::settings::Settings::default(),
             listen: "127.0.0.1:0".parse().unwrap(),
             dumpdir: self.dumps(),
             keys: self.keys(),
@@ -196,15 +199,20 @@ impl Server {
     }
 
     /// Ends it as an administrator would; returns the drop counts it told last.
-    pub(crate) fn stop(mut self) -> Value {
+    pub(crate) fn stop(self) -> Value {
+        self.stop_with("drops")
+    }
+
+    /// Ends it in good order; returns its last event of this kind.
+    pub(crate) fn stop_with(mut self, kind: &str) -> Value {
         let killed = Command::new("kill")
             .arg(self.child.id().to_string())
             .status()
             .unwrap();
         assert!(killed.success());
         assert!(self.child.wait().unwrap().success());
-        let drops = self.events.iter().filter(|event| event["event"] == "drops");
-        drops.last().unwrap_or(Value::Null)
+        let events = self.events.iter().filter(|event| event["event"] == kind);
+        events.last().unwrap_or(Value::Null)
     }
 
     /// Kills it, so that it can do nothing more.

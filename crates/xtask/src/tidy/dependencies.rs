@@ -10,9 +10,10 @@ use crate::{cache, command};
 
 /// Imports between our packages. What is not here is forbidden, so that `proto` never learns what
 /// a dump file is and `dump` never what a packet is.
-const ALLOWED_IMPORTS: [(&str, &str); 8] = [
+const ALLOWED_IMPORTS: [(&str, &str); 9] = [
     ("kmod-core", "proto"),
     ("netdump", "dump"),
+    ("netdump", "netconsole"),
     ("netdump", "proto"),
     ("netdump", "triage"),
     ("sim", "dump"),

@@ -1,0 +1,58 @@
+//! The server's configuration file, TOML. Everything in it has a default; what is not known is an
+//! error that names the line.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use crate::console::settings::Settings;
+
+/// What the file may hold.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Hosts' logs.
+    pub console: Settings,
+}
+
+impl Config {
+    /// Reads the file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let show = path.display();
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {show}"))?;
+        toml::from_str(&text).with_context(|| format!("the configuration {show} is wrong"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Config::read(file.path())
+    }
+
+    #[test]
+    fn everything_has_a_default_and_what_is_unknown_is_named_with_its_line() {
+        assert_eq!(read("").unwrap().console.days, 90);
+        let text =
+            "[console]\ndays = 7\nallow = ['10.0.0.0/8']\n[console.hosts]\n'10.0.0.1' = 'web1'\n";
+        let console = read(text).unwrap().console;
+        let address = "10.0.0.1".parse().unwrap();
+        assert_eq!(console.name(address).unwrap().as_str(), "web1");
+        assert!(console.allows(address) && console.days == 7);
+        for (wrong, named) in [
+            ("[console]\ndayz = 7\n", "dayz"),
+            ("[console]\nallow = ['10.0.0.1/8']\n", "bits behind"),
+            ("[console.hosts]\n'10.0.0.1' = '../x'\n", "host name"),
+        ] {
+            let error = format!("{:#}", read(wrong).unwrap_err());
+            assert!(error.contains(named) && error.contains("line 2"), "{error}");
+        }
+    }
+}

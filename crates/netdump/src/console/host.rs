@@ -1,0 +1,219 @@
+//! One host's state between its messages: its stream, and the file it is written to. It is small,
+//! because there may be very many.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use netconsole::Stream;
+
+use super::store::{self, Boot};
+
+/// See the module's documentation.
+pub(super) struct Host {
+    /// The name of its directory.
+    pub(super) name: Box<str>,
+    pub(super) stream: Stream,
+    pub(super) log: Log,
+    /// The first and the last of its lines of this pass.
+    pub(super) lines: Option<(u32, u32)>,
+    /// Its stream waits for something.
+    pub(super) waits: bool,
+    /// What it still may send in this second, and which second that is.
+    pub(super) allowance: (u32, u64),
+    /// Datagrams over its limit that its log does not tell yet.
+    pub(super) limited: u64,
+    /// Losses of the server that its log tells, and when it told them.
+    pub(super) told: (u64, u64),
+}
+
+/// The file that a host's lines go to.
+#[derive(Default)]
+pub(super) struct Log {
+    boot: Option<Boot>,
+    part: u32,
+    bytes: u64,
+    file: Option<File>,
+    /// The last line has no end.
+    torn: bool,
+    /// Used since the last look for files to close.
+    pub(super) used: bool,
+}
+
+impl Host {
+    /// A host, and whether its log goes on where an earlier server ended.
+    pub(super) fn open(dir: &Path, name: &str) -> (Self, bool) {
+        let tail = store::tail(&dir.join(name), None);
+        let resumed = tail.is_some();
+        let (stream, log) = match tail {
+            Some(tail) => (
+                Stream::resume(tail.position),
+                Log {
+                    boot: Some(tail.part.boot),
+                    part: tail.part.number,
+                    bytes: tail.part.bytes,
+                    torn: tail.torn,
+                    ..Log::default()
+                },
+            ),
+            None => (Stream::default(), Log::default()),
+        };
+        let host = Self {
+            name: name.into(),
+            stream,
+            log,
+            lines: None,
+            waits: false,
+            allowance: (0, 0),
+            limited: 0,
+            told: (0, 0),
+        };
+        (host, resumed)
+    }
+}
+
+impl Log {
+    /// What follows belongs to another boot.
+    pub(super) fn begin(&mut self, at_us: u64, id: Option<u32>) {
+        *self = Self {
+            boot: Some(Boot { at_us, id }),
+            ..Self::default()
+        };
+    }
+
+    /// There is a file open.
+    pub(super) fn is_open(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Closes the file; the next line opens it again.
+    pub(super) fn close(&mut self) {
+        self.file = None;
+    }
+
+    /// The open file once more, to be synced by somebody else.
+    pub(super) fn clone_file(&self) -> Option<File> {
+        self.file.as_ref().and_then(|file| file.try_clone().ok())
+    }
+
+    /// Ends the part, if it has `part_bytes` or more.
+    pub(super) fn turn(&mut self, part_bytes: u64) -> bool {
+        let full = self.bytes >= part_bytes;
+        if full {
+            self.file = None;
+            self.part += 1;
+            self.bytes = 0;
+        }
+        full
+    }
+
+    /// Appends what `slices` hold; those that are written are gone from it, even when the call
+    /// fails, so that it can be called again.
+    pub(super) fn append(&mut self, dir: &Path, slices: &mut &mut [IoSlice<'_>]) -> io::Result<()> {
+        self.used = true;
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => self.open(dir)?,
+        };
+        let written = self.write(&mut file, slices);
+        self.file = Some(file);
+        written
+    }
+
+    fn write(&mut self, file: &mut File, slices: &mut &mut [IoSlice<'_>]) -> io::Result<()> {
+        if self.torn {
+            file.write_all(b"\n")?;
+            self.torn = false;
+        }
+        while !slices.is_empty() {
+            match file.write_vectored(slices) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.bytes += written as u64;
+                    IoSlice::advance_slices(slices, written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, dir: &Path) -> io::Result<File> {
+        let Some(boot) = &mut self.boot else {
+            return Err(io::Error::other("a line that belongs to no boot"));
+        };
+        let fresh = self.part == 0 && self.bytes == 0;
+        let mut options = OpenOptions::new();
+        options
+            .append(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW);
+        // A boot that begins gets a file of its own, even in the same microsecond.
+        options.create(!fresh).create_new(fresh);
+        loop {
+            match options.open(boot.path(dir, self.part)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => {
+                    fs::DirBuilder::new()
+                        .recursive(true)
+                        .mode(0o700)
+                        .create(dir)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => boot.at_us += 1,
+                other => return other,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(log: &mut Log, dir: &Path, text: &str) {
+        let mut slices = [IoSlice::new(text.as_bytes())];
+        log.append(dir, &mut &mut slices[..]).unwrap();
+    }
+
+    #[test]
+    fn boots_and_parts_have_files_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("console/web1");
+        for text in ["first\n", "second\n"] {
+            let mut log = Log::default();
+            log.begin(1_000_000, None);
+            append(&mut log, &dir, text);
+            assert!(!log.turn(100) && log.turn(5));
+            append(&mut log, &dir, "part two\n");
+        }
+        let texts = store::parts(&dir)
+            .into_iter()
+            .map(|part| fs::read_to_string(part.path).unwrap());
+        let texts: Vec<String> = texts.collect();
+        assert_eq!(texts, ["first\n", "part two\n", "second\n", "part two\n"]);
+    }
+
+    #[test]
+    fn a_torn_line_is_ended_before_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::default();
+        log.begin(1_000_000, None);
+        append(
+            &mut log,
+            &dir.path().join("web1"),
+            "1970-01-01T00:00:01.000000Z 6,1,2,-;x\n6,",
+        );
+        let (mut host, resumed) = Host::open(dir.path(), "web1");
+        assert!(resumed);
+        append(&mut host.log, &dir.path().join("web1"), "next\n");
+        let parts = store::parts(&dir.path().join("web1"));
+        let text = fs::read_to_string(&parts[0].path).unwrap();
+        assert!(text.ends_with("\n6,\nnext\n"), "{text}");
+    }
+
+    #[test]
+    fn a_host_is_small() {
+        assert!(size_of::<Host>() <= 400, "{}", size_of::<Host>());
+    }
+}

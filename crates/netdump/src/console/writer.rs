@@ -1,0 +1,415 @@
+//! The thread that puts datagrams into order and into their hosts' logs.
+//!
+//! It takes all that waits, pass by pass: the busier the hosts, the larger the passes, and the fewer
+//! writes a line. A disk that is full stops it; then the [`Inbox`] fills, and only what does not fit
+//! there is lost, and counted.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use netconsole::{Note, Room};
+
+use super::host::Host;
+use super::inbox::{Letters, now_us};
+use super::pass::{Pass, Piece};
+use super::{Console, Tally};
+use crate::serve::events::Events;
+use crate::serve::registry::lock;
+
+/// See the module's documentation.
+pub(super) struct Writer<'a> {
+    console: &'a Console,
+    events: &'a Events,
+    by_address: HashMap<IpAddr, u32>,
+    hosts: Vec<Host>,
+    pass: Pass,
+    room: Room,
+    tally: Tally,
+    /// Hosts whose streams wait for something.
+    waiting: Vec<u32>,
+    /// Hosts with an open file, the one opened first at the front.
+    open: VecDeque<u32>,
+    open_max: usize,
+    sync: SyncSender<File>,
+}
+
+/// Writes logs until the server ends, and then what is left.
+pub(super) fn run(console: &Console, events: &Events, stopping: impl Fn() -> bool) {
+    let (sync, syncing) = syncer();
+    let mut writer = Writer {
+        console,
+        events,
+        by_address: HashMap::new(),
+        hosts: Vec::new(),
+        pass: Pass::default(),
+        room: Room::new(WAITING_BYTES_MAX),
+        tally: Tally::default(),
+        waiting: Vec::new(),
+        open: VecDeque::new(),
+        open_max: open_files_max(),
+        sync,
+    };
+    let mut letters = Letters::default();
+    while !stopping() {
+        console.inbox.wait(if writer.waiting.is_empty() {
+            IDLE_WAIT
+        } else {
+            HOLE_WAIT
+        });
+        // What comes in the meantime shares this pass's writes.
+        thread::sleep(if letters.len() > BUSY_DATAGRAMS {
+            BUSY_WAIT
+        } else {
+            CALM_WAIT
+        });
+        letters = console.inbox.swap(letters);
+        writer.take(&letters);
+        writer.write();
+    }
+    loop {
+        letters = console.inbox.swap(letters);
+        if letters.is_empty() {
+            break;
+        }
+        writer.take(&letters);
+    }
+    writer.finish();
+    drop(writer);
+    if syncing.is_some_and(|thread| thread.join().is_err()) {
+        events.warn("the thread that syncs logs panicked".to_owned());
+    }
+}
+
+/// A thread that brings files onto the disk, so that nobody else waits for it.
+fn syncer() -> (SyncSender<File>, Option<JoinHandle<()>>) {
+    let (sender, receiver) = sync_channel::<File>(SYNCS_WAITING_MAX);
+    let work = move || {
+        for file in receiver {
+            // A disk that fails is told by the writes that follow.
+            drop(file.sync_data());
+        }
+    };
+    let thread = thread::Builder::new()
+        .name("log sync".to_owned())
+        .spawn(work);
+    (sender, thread.ok())
+}
+
+impl Writer<'_> {
+    fn take(&mut self, letters: &Letters) {
+        letters.each(|from, at_us, datagram| self.take_one(from, at_us, datagram));
+        let now_us = now_us();
+        let mut index = 0;
+        while let Some(&id) = self.waiting.get(index) {
+            let host = &mut self.hosts[id as usize];
+            if host
+                .stream
+                .due()
+                .is_some_and(|due| due <= now_us || due > now_us + DUE_MICROS_MAX)
+            {
+                let begin = self.pass.text.len();
+                host.stream.expire(now_us, &mut self.room, &mut self.pass);
+                self.close(id, begin);
+            }
+            let host = &mut self.hosts[id as usize];
+            host.waits = host.stream.due().is_some();
+            if host.waits {
+                index += 1;
+            } else {
+                self.waiting.swap_remove(index);
+            }
+        }
+    }
+
+    fn take_one(&mut self, from: IpAddr, at_us: u64, datagram: &[u8]) {
+        let Some(id) = self.find(from, at_us) else {
+            self.tally.refused += 1;
+            return;
+        };
+        if !self.admit(id, at_us) {
+            return;
+        }
+        let begin = self.pass.text.len();
+        let host = &mut self.hosts[id as usize];
+        host.stream
+            .take(at_us, datagram, &mut self.room, &mut self.pass);
+        if !host.waits && host.stream.due().is_some() {
+            host.waits = true;
+            self.waiting.push(id);
+        }
+        self.close(id, begin);
+    }
+
+    /// The host with this address, if its messages are taken.
+    fn find(&mut self, from: IpAddr, at_us: u64) -> Option<u32> {
+        if let Some(&id) = self.by_address.get(&from) {
+            return Some(id);
+        }
+        let settings = &self.console.settings;
+        if !settings.allows(from) || self.hosts.len() >= settings.hosts_max {
+            return None;
+        }
+        let name = settings.name(from).ok()?;
+        let (mut host, resumed) = Host::open(&self.console.dir, name.as_str());
+        host.told = (self.console.lost(), at_us);
+        let id = u32::try_from(self.hosts.len()).ok()?;
+        self.hosts.push(host);
+        self.by_address.insert(from, id);
+        if resumed {
+            let begin = self.pass.text.len();
+            let text = format_args!("the server was started again; what came before is missing");
+            self.pass.note(at_us, (Note::Resumed, &[]), text);
+            self.close(id, begin);
+        }
+        Some(id)
+    }
+
+    /// Whether the host keeps to its limit.
+    fn admit(&mut self, id: u32, at_us: u64) -> bool {
+        let limit = self.console.settings.datagrams_per_second;
+        if limit == 0 {
+            return true;
+        }
+        let host = &mut self.hosts[id as usize];
+        let second = at_us / 1_000_000;
+        if host.allowance.1 != second {
+            host.allowance = (limit, second);
+            self.tell_limited(id, at_us);
+        }
+        let host = &mut self.hosts[id as usize];
+        if host.allowance.0 == 0 {
+            host.limited += 1;
+            self.tally.limited += 1;
+            return false;
+        }
+        host.allowance.0 -= 1;
+        true
+    }
+
+    fn tell_limited(&mut self, id: u32, at_us: u64) {
+        let limit = self.console.settings.datagrams_per_second;
+        let limited = std::mem::take(&mut self.hosts[id as usize].limited);
+        if limited > 0 {
+            let begin = self.pass.text.len();
+            let text = format_args!("{limited} datagrams were over the limit of {limit} a second");
+            self.pass.note(at_us, (Note::Limited, &[limited]), text);
+            self.close(id, begin);
+        }
+    }
+
+    fn close(&mut self, id: u32, begin: usize) {
+        let lines = &mut self.hosts[id as usize].lines;
+        let first = lines.is_none();
+        self.pass.close(begin, lines);
+        if first && lines.is_some() {
+            self.pass.hosts.push(id);
+        }
+    }
+
+    /// Writes the pass.
+    fn write(&mut self) {
+        let hosts = std::mem::take(&mut self.pass.hosts);
+        let lost = self.console.lost();
+        for &id in &hosts {
+            self.write_host(id, lost);
+        }
+        self.pass.hosts = hosts;
+        self.pass.clear();
+        self.tally.counts = self.pass.counts;
+        self.tally.hosts = self.hosts.len() as u64;
+        *lock(&self.console.tally) = self.tally;
+        while self.open.len() > self.open_max {
+            self.close_one();
+        }
+    }
+
+    fn write_host(&mut self, id: u32, lost: u64) {
+        let host = &mut self.hosts[id as usize];
+        let dir = self.console.dir.join(&*host.name);
+        let mut note = Vec::new();
+        tell_lost(host, lost, &mut note);
+        let mut slices = Vec::with_capacity(SLICES_MAX);
+        if !note.is_empty() {
+            slices.push(IoSlice::new(&note));
+        }
+        let (mut records, mut urgent) = (0, false);
+        let was_open = host.log.is_open();
+        let mut next = host.lines.take().map(|(first, _)| first);
+        let mut job = Job {
+            console: self.console,
+            events: self.events,
+            tally: &mut self.tally,
+            dir: &dir,
+        };
+        while let Some(piece) = next.and_then(|at| self.pass.pieces.get(at as usize)) {
+            let Piece { begin, end, .. } = *piece;
+            if slices.len() == SLICES_MAX || (piece.boot.is_some() && !slices.is_empty()) {
+                job.append(host, &mut slices, std::mem::take(&mut records));
+            }
+            if let Some(at_us) = piece.boot {
+                host.log.begin(at_us, None);
+            }
+            slices.push(IoSlice::new(&self.pass.text[begin..end]));
+            records += piece.records;
+            urgent |= piece.urgent;
+            next = piece.next;
+        }
+        job.append(host, &mut slices, records);
+        if urgent && let Some(file) = host.log.clone_file() {
+            // With so many crashes at once the disk is busy with them anyway.
+            drop(self.sync.try_send(file));
+        }
+        if !was_open && host.log.is_open() {
+            self.open.push_back(id);
+        }
+    }
+
+    /// Closes the file that was opened first of those that are not in use.
+    fn close_one(&mut self) {
+        for _ in 0..self.open.len() {
+            let Some(id) = self.open.pop_front() else {
+                return;
+            };
+            let log = &mut self.hosts[id as usize].log;
+            if !std::mem::take(&mut log.used) {
+                log.close();
+                return;
+            }
+            self.open.push_back(id);
+        }
+        if let Some(id) = self.open.pop_front() {
+            self.hosts[id as usize].log.close();
+        }
+    }
+
+    /// The server ends: nothing is waited for any more.
+    fn finish(&mut self) {
+        for id in 0..self.hosts.len() {
+            let begin = self.pass.text.len();
+            self.hosts[id].stream.finish(&mut self.room, &mut self.pass);
+            if let Ok(id) = u32::try_from(id) {
+                self.close(id, begin);
+                self.tell_limited(id, now_us());
+            }
+        }
+        self.write();
+    }
+}
+
+/// Writes to one host's log.
+struct Job<'a> {
+    console: &'a Console,
+    events: &'a Events,
+    tally: &'a mut Tally,
+    dir: &'a Path,
+}
+
+impl Job<'_> {
+    /// Appends `slices`, which hold so many records, and empties them.
+    fn append(&mut self, host: &mut Host, slices: &mut Vec<IoSlice<'_>>, records: u64) {
+        let mut rest = slices.as_mut_slice();
+        let begin = Instant::now();
+        while let Err(error) = host.log.append(self.dir, &mut rest) {
+            let full = matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            );
+            // What is received until there is room again waits in the inbox.
+            let patience = if full && !self.console.ends() {
+                Duration::MAX
+            } else {
+                PATIENCE
+            };
+            let show = self.dir.display();
+            if begin.elapsed() >= patience {
+                self.tally.unwritten += records;
+                self.events.warn_rarely(format!(
+                    "{records} records are lost: cannot write to {show}: {error}"
+                ));
+                slices.clear();
+                return;
+            }
+            self.events
+                .warn_rarely(format!("cannot write to {show}: {error}; trying again"));
+            thread::sleep(RETRY_WAIT);
+        }
+        slices.clear();
+        self.tally.written += records;
+        if host.log.turn(self.console.settings.part_mib << 20) {
+            self.console.turned(self.dir.to_owned());
+        }
+    }
+}
+
+/// A note about what the server lost since this host's log told of it, once a second at most.
+fn tell_lost(host: &mut Host, lost: u64, note: &mut Vec<u8>) {
+    let (told, at_us) = host.told;
+    if lost == told {
+        return;
+    }
+    let now_us = now_us();
+    if now_us.saturating_sub(at_us) < TELL_MICROS && now_us >= at_us {
+        return;
+    }
+    let datagrams = lost.saturating_sub(told);
+    host.told = (lost, now_us);
+    let text =
+        format_args!("the server had no room for {datagrams} datagrams, of this host or of others");
+    let stamp = &mut netconsole::Stamp::default();
+    netconsole::write_note(note, stamp, now_us, (Note::Dropped, &[datagrams]), text);
+}
+
+/// How many files may be open at a time: half of what the system lets this process have.
+fn open_files_max() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        maximum: limits.maximum,
+    };
+    let now = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limits.maximum,
+        Err(_) => limits.current,
+    };
+    let half = now.and_then(|files| usize::try_from(files / 2).ok());
+    half.unwrap_or(OPEN_FILES_MAX).min(OPEN_FILES_MAX)
+}
+
+impl Console {
+    /// Datagrams that the server had no room for, whoever sent them.
+    fn lost(&self) -> u64 {
+        self.socket_drops.load(Ordering::Relaxed) + self.inbox.overflows()
+    }
+
+    fn turned(&self, dir: PathBuf) {
+        lock(&self.full_dirs).push(dir);
+    }
+}
+
+/// Bytes of all hosts together that wait for their turn.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+/// Slices of one write; the kernel takes 1024.
+const SLICES_MAX: usize = 1024;
+const OPEN_FILES_MAX: usize = 4096;
+const SYNCS_WAITING_MAX: usize = 64;
+/// How long the thread sleeps when nothing comes.
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// The same while something is out of order.
+const HOLE_WAIT: Duration = Duration::from_millis(20);
+/// A pass of more datagrams than this is followed by a longer wait.
+const BUSY_DATAGRAMS: usize = 256;
+const BUSY_WAIT: Duration = Duration::from_millis(10);
+const CALM_WAIT: Duration = Duration::from_millis(1);
+/// A due time further ahead shows that the clock was set back.
+const DUE_MICROS_MAX: u64 = 1_000_000;
+const RETRY_WAIT: Duration = Duration::from_millis(100);
+/// How long a write is tried that fails for anything but a full disk.
+const PATIENCE: Duration = Duration::from_secs(1);
+const TELL_MICROS: u64 = 1_000_000;

@@ -1,0 +1,158 @@
+//! Console messages into a real server: what is sent is in the log, whatever the way does to it.
+
+use std::fs;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::server::Place;
+
+const WAIT: Duration = Duration::from_secs(20);
+
+/// A host that sends from an address of its own.
+fn host(number: u8) -> UdpSocket {
+    UdpSocket::bind(SocketAddr::new([127, 0, 9, number].into(), 0)).unwrap()
+}
+
+fn logs(place: &Place, host: &str) -> Vec<PathBuf> {
+    let dir = place.dumps().join("console").join(host);
+    let mut paths: Vec<PathBuf> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// Lines of a log, without their times.
+fn lines(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap();
+    let without_time = |line: &str| line.split_once(' ').unwrap().1.to_owned();
+    text.lines().map(without_time).collect()
+}
+
+/// Waits until there are `count` logs and the last one ends with `last`.
+fn wait_for(place: &Place, host: &str, count: usize, last: &str) -> Vec<PathBuf> {
+    let begin = Instant::now();
+    loop {
+        let logs = logs(place, host);
+        let end = logs.last().map(|path| fs::read_to_string(path).unwrap());
+        if logs.len() == count
+            && end
+                .as_ref()
+                .is_some_and(|text| text.trim_end().ends_with(last))
+        {
+            return logs;
+        }
+        assert!(begin.elapsed() < WAIT, "{logs:?} end with {end:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn messages_are_in_their_hosts_log_with_what_is_missing_named() {
+    let (place, _) = Place::new();
+    let server = place.serve(&[]);
+    let socket = host(1);
+    let send = |text: &str| socket.send_to(text.as_bytes(), server.address).unwrap();
+    send("6,1,100000000,-,caller=T1;one\n SUBSYSTEM=net\n");
+    send("4,3,100000300,-,ncfrag=3/6;ee\n");
+    send("4,3,100000300,-,ncfrag=0/6;thr");
+    let sent = Instant::now();
+    let logs = wait_for(&place, "127.0.9.1", 1, ";three");
+    assert!(
+        sent.elapsed() < Duration::from_millis(500),
+        "a hole before silence"
+    );
+    assert_eq!(
+        lines(&logs[0]),
+        [
+            "!boot,1;a boot begins\trelease=-",
+            "6,1,100000000,-,caller=T1;one\tSUBSYSTEM=net",
+            "!gap,2,2;1 records, 2 to 2, did not come: lost, or held back by the host's log level",
+            "4,3,100000300,-;three",
+        ]
+    );
+    server.stop();
+}
+
+#[test]
+fn a_restarted_server_goes_on_in_the_same_boot_and_another_boot_begins_a_file() {
+    let (place, _) = Place::new();
+    let server = place.serve(&[]);
+    let socket = host(2);
+    socket
+        .send_to(b"6,7,100000000,-;seven\n", server.address)
+        .unwrap();
+    socket
+        .send_to(b"6,9,100000001,-;nine\n", server.address)
+        .unwrap();
+    // It ends before the hole's time is over, and writes what it has.
+    thread::sleep(Duration::from_millis(50));
+    server.stop();
+    let server = place.serve(&[]);
+    socket
+        .send_to(b"6,10,100000002,-;ten\n", server.address)
+        .unwrap();
+    let logs = wait_for(&place, "127.0.9.2", 1, ";ten");
+    let text = lines(&logs[0]).join(" ");
+    assert!(
+        text.contains(";nine !resumed;") && text.contains("!gap,8,8;"),
+        "{text}"
+    );
+    thread::sleep(Duration::from_millis(600));
+    socket
+        .send_to(b"5,0,0,-;Linux version 6\n", server.address)
+        .unwrap();
+    let logs = wait_for(&place, "127.0.9.2", 2, ";Linux version 6");
+    assert_eq!(lines(&logs[0]).last().unwrap(), "6,10,100000002,-;ten");
+    server.stop();
+}
+
+#[test]
+fn what_is_malformed_or_not_allowed_is_counted() {
+    let (place, _) = Place::new();
+    let config = place.dumps().with_file_name("netdump.toml");
+    fs::write(
+        &config,
+        "[console]\nallow = ['127.0.9.3']\ndatagrams_per_second = 5\n[console.hosts]\n'127.0.9.3' = 'db1'\n",
+    )
+    .unwrap();
+    let server = place.serve(&["--config", config.to_str().unwrap()]);
+    host(4)
+        .send_to(b"[ 1.000000] stranger\n", server.address)
+        .unwrap();
+    let socket = host(3);
+    for number in 0..50 {
+        socket
+            .send_to(format!("999,{number},1;\0").as_bytes(), server.address)
+            .unwrap();
+    }
+    wait_for(&place, "db1", 1, "\\x00");
+    thread::sleep(Duration::from_millis(1100));
+    socket.send_to(b"last\n", server.address).unwrap();
+    let log = wait_for(&place, "db1", 1, ";last").remove(0);
+    let written = lines(&log);
+    let raw = written
+        .iter()
+        .filter(|line| line.starts_with("!raw,"))
+        .count();
+    let limited = written
+        .iter()
+        .find(|line| line.starts_with("!limited,"))
+        .unwrap();
+    // All within one second, or within two.
+    assert!(raw == 5 || raw == 10, "{raw}");
+    assert!(
+        limited.starts_with(&format!("!limited,{};", 50 - raw)) || raw == 10,
+        "{limited}"
+    );
+    let figures = server.stop_with("console");
+    assert_eq!(figures["refused"], 1, "{figures}");
+    assert_eq!(figures["malformed"], raw, "{figures}");
+    assert_eq!(figures["written"], raw + 1, "{figures}");
+    assert_eq!(figures["limited"], 50 - raw, "{figures}");
+    assert!(logs(&place, "127.0.9.4").is_empty());
+}
