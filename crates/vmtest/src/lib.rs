@@ -11,6 +11,7 @@
 //! (`server`) -> the guest reboots, QEMU pauses -> `oracle` and `readers` look at the vmcore ->
 //! `verdict`. `run` is that sequence.
 
+pub mod agreement;
 pub mod batch;
 pub mod crash;
 pub mod frame;

@@ -90,16 +90,32 @@ pub fn drgn(
 /// # Errors
 /// If it cannot be run, fails, or prints something else.
 pub fn script<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
+    script_with(command, &[])
+}
+
+/// As [`script`], for one that reads `input`.
+///
+/// # Errors
+/// If it cannot be run, fails, or prints something else.
+pub fn script_with<T: DeserializeOwned>(command: &mut Command, input: &[u8]) -> Result<T> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    let mut stdin = child.stdin.take().context("it has no input")?;
+    // A script that fails early reads nothing; its own words say why.
+    let told = stdin.write_all(input);
+    drop(stdin);
+    let output = child.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),
         "it failed: {}",
         said.lines().last().unwrap_or("no word why")
     );
+    told.context("cannot tell it what to do")?;
     serde_json::from_slice(&output.stdout).context("its answer is malformed")
 }
 

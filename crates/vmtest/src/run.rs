@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use dump::{Pfn, Reader};
 use serde::Serialize;
 
+use crate::agreement;
 use crate::crash::{By, Crash, End, On};
 use crate::frame::Mac;
 use crate::initramfs::Initramfs;
@@ -140,6 +141,10 @@ pub struct Report {
     pub pattern_pages: u64,
     /// Tasks each reader listed.
     pub tasks: BTreeMap<String, usize>,
+    /// Frames of backtraces that `netdump triage` and drgn were compared in; 0 without symbols.
+    pub frames_compared: usize,
+    /// What `netdump triage` reads otherwise than drgn and the log.
+    pub disagreements: usize,
     /// Readers that were not run, with the reason.
     pub skipped: Vec<String>,
     /// Frames lost by the faults, both directions.
@@ -898,5 +903,40 @@ fn read(
             Err(error) => found.push((name.to_owned(), format!("{error:#}"))),
         }
     }
+    found.extend(triage(
+        plan,
+        vmcore,
+        &crash_dir.join("log"),
+        &expected,
+        report,
+    ));
     Ok(found)
+}
+
+/// What `netdump triage` reads in the vmcore, compared with its log and with drgn.
+fn triage(
+    plan: &Plan,
+    vmcore: &Path,
+    log: &Path,
+    expected: &Expected<'_>,
+    report: &mut Report,
+) -> Vec<(String, String)> {
+    let symbols = plan.vmlinux.as_ref().map(|vmlinux| {
+        let files: [&Path; 3] = [vmlinux, &plan.crashme, &plan.module];
+        files
+    });
+    let drgn = match (&plan.drgn, &symbols) {
+        (Some(python), Some(symbols)) => Some((python.as_path(), symbols.as_slice())),
+        _ => None,
+    };
+    let named = |why| ("triage".to_owned(), why);
+    match agreement::triage(&plan.netdump, vmcore, log, drgn, expected) {
+        Ok((complaints, agreement)) => {
+            report.tasks.insert("triage".to_owned(), agreement.tasks);
+            report.frames_compared = agreement.frames;
+            report.disagreements = complaints.len();
+            complaints.into_iter().map(named).collect()
+        }
+        Err(error) => vec![named(format!("{error:#}"))],
+    }
 }

@@ -141,5 +141,11 @@ fn page_rows(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         .iter()
         .map(|(reader, tasks)| format!("{reader} {tasks}"))
         .collect();
-    row(f, "tasks", &tasks.join(", "))
+    row(f, "tasks", &tasks.join(", "))?;
+    let (frames, disagreements) = (report.frames_compared, report.disagreements);
+    if frames + disagreements > 0 {
+        let told = format!("{frames} frames compared with drgn, {disagreements} disagreements");
+        row(f, "triage", &told)?;
+    }
+    Ok(())
 }
