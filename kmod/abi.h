@@ -11,7 +11,7 @@
 #include <linux/types.h>
 
 /* Bytes of proto::arming's message and status, of a block of pages, and of texts. */
-#define ND_MESSAGE_BYTES	664
+#define ND_MESSAGE_BYTES	872
 #define ND_STATUS_BYTES		372
 #define ND_TEXT_BYTES		160
 #define ND_SCRATCH_BYTES	65536
@@ -36,8 +36,12 @@ struct nd_arming {
 	u32 packet_bytes_max;
 	/* Not zero: the crashing task's user memory is sent whatever the filter level says. */
 	u32 keep_user;
+	/* Not zero: there is a server that takes dumps. Without one a crash sends its last messages only. */
+	u32 dumps;
+	/* Not zero: a crash kernel that is loaded runs before the panic notifiers. */
+	u32 kdump_first;
 };
-static_assert(sizeof(struct nd_arming) == 16);
+static_assert(sizeof(struct nd_arming) == 24);
 
 enum nd_state {
 	ND_IDLE,
@@ -181,12 +185,79 @@ struct nd_step {
 };
 static_assert(sizeof(struct nd_step) == 32);
 
+/* Where the console's messages go. */
+enum nd_lane {
+	ND_LANE_SEALED,
+	ND_LANE_SYSLOG,
+	ND_LANES,
+};
+
+/* The way of a lane: family 4 or 6; the device matters for link-local addresses. */
+struct nd_way {
+	u16 family;
+	u16 port;
+	u32 ifindex;
+	u8 address[16];
+};
+static_assert(sizeof(struct nd_way) == 24);
+
+/* The time, as the core, the kernel's log and people count it, in microseconds. */
+struct nd_clock {
+	u64 now;
+	u64 kernel_us;
+	u64 unix_us;
+};
+static_assert(sizeof(struct nd_clock) == 24);
+
+/* What a crash knows of the console before it. `are_all`: no dump follows. */
+struct nd_dying {
+	u64 acked;
+	u64 syslog_next;
+	u16 pool_slots;
+	u8 mac[6];
+	u64 are_all;
+};
+static_assert(sizeof(struct nd_dying) == 32);
+
+/* One record of the kernel's ring buffer; `text` and `dictionary` are their whole bytes. */
+struct nd_record {
+	u64 time_us;
+	u32 caller;
+	u32 text;
+	u32 dictionary;
+	u8 level;
+	u8 facility;
+	u8 continued;
+	u8 reserved;
+};
+static_assert(sizeof(struct nd_record) == 24);
+
+enum nd_ring_read {
+	ND_RING_RECORD,
+	ND_RING_NOT_YET,
+	ND_RING_OVERWRITTEN,
+	ND_RING_UNREADABLE,
+};
+
 /*
  * The core's functions. Times are microseconds since the crash. A message that arms is kept apart until
  * nd_core_accept() puts it in the place of the one before. Times are microseconds since the crash.
  */
 void nd_core_accept(void);
 u32 nd_core_command(const u8 *message, size_t bytes, struct nd_arming *arming, u8 text[ND_TEXT_BYTES]);
+/*
+ * The console's: nd_core_console_poll(), ..._received() and ..._sent() for its thread, ..._open() and ..._close() while
+ * there is no such thread, nd_core_last_words...() after the crash. A step of the first has the lane as its slot.
+ */
+size_t nd_core_console_open(u64 now);
+void nd_core_console_close(void);
+bool nd_core_console_way(u32 lane, struct nd_way *way);
+void nd_core_console_poll(const struct nd_clock *clock, u8 *buffer, size_t bytes, struct nd_step *step);
+void nd_core_console_received(u64 now, u8 *datagram, size_t bytes);
+void nd_core_console_sent(u64 *acked, u64 *syslog_next);
+void nd_core_last_words(u64 now, const struct nd_dying *dying);
+void nd_core_last_words_step(const struct nd_clock *clock, struct nd_step *step);
+void nd_core_last_words_frame(u64 now, u8 *frame, size_t bytes);
 void nd_core_disarm(void);
 void nd_core_filled(u64 now, size_t bytes);
 void nd_core_frame(u64 now, u8 *frame, size_t bytes);
@@ -208,6 +279,8 @@ u32 nd_core_bench_payload(void);
  * be. Slot `pool_slots` is a spare one for questions and answers about Ethernet addresses.
  */
 u8 *nd_frame(u32 slot);
+u64 nd_ring_oldest(void);
+u32 nd_ring_read(u64 sequence, u8 *room, size_t bytes, struct nd_record *record);
 size_t nd_frame_bytes(void);
 
 #endif

@@ -34,6 +34,7 @@
 #include <asm/tsc.h>
 
 #include "doze.h"
+#include "console.h"
 #include "filter.h"
 #include "locks.h"
 #include "shim.h"
@@ -45,6 +46,7 @@ static void nd_dump(void);
 static void nd_finish(u64 action);
 static void nd_resume(void);
 static void nd_resume_after_fault(void);
+static void nd_before_kdump(void);
 
 /* ---- Time ---- */
 
@@ -278,7 +280,11 @@ static void nd_hook_stop(int wait)
 
 static void nd_hook_crash_stop(void)
 {
-	if (nd_is_panic() && nd_claim())
+	bool ours = nd_is_panic() && nd_claim();
+
+	if (ours && nd.kdump_first && kexec_crash_loaded())
+		nd_before_kdump();
+	else if (ours)
 		nd_stop_others();
 	else
 		nd.crash_stop_other_cpus();
@@ -482,7 +488,10 @@ static rx_handler_result_t nd_on_frame(struct sk_buff **pskb)
 	if (nd.place == ND_PLACE_NETWORK && bytes) {
 		nd.received = true;
 		nd.place = ND_PLACE_CORE;
-		nd_core_frame(nd_now(), nd.frame, bytes);
+		if (nd.last_words)
+			nd_core_last_words_frame(nd_now(), nd.frame, bytes);
+		else
+			nd_core_frame(nd_now(), nd.frame, bytes);
 		nd.place = ND_PLACE_NETWORK;
 	}
 	/* With a budget: it goes back to the cache that the driver's next receive buffer comes from. */
@@ -1107,6 +1116,10 @@ static void nd_finish(u64 action)
 static void nd_resume(void)
 {
 	nd_interrupts_off();
+	/* The dump can do without them: its own state is whole. */
+	if (nd.last_words)
+		nd.place = ND_PLACE_NETWORK;
+	nd.last_words = false;
 	if (nd.place == ND_PLACE_CORE || nd.faults + nd.hangs > ND_FAULTS_MAX)
 		nd_finish(ND_ACTION_NONE);
 	if (nd.place == ND_PLACE_READ && nd.step.kind == ND_STEP_STATE) {
@@ -1177,7 +1190,66 @@ static void nd_describe(struct nd_crash *crash, const char *reason)
 	strscpy_pad(crash->reason, reason, sizeof(crash->reason));
 }
 
+/* Sends what of the log has not been sent yet. `are_all`: no dump of ours follows, so they must arrive. */
+static void nd_last_words(bool are_all)
+{
+	struct nd_dying dying = { .pool_slots = nd.slots, .are_all = are_all };
+	struct nd_clock clock;
+
+	nd_console_sent(&dying);
+	memcpy(dying.mac, nd.device->dev_addr, ETH_ALEN);
+	nd.last_words = true;
+	nd_core_last_words(nd_now(), &dying);
+	for (;;) {
+		nd.place = ND_PLACE_CORE;
+		clock = nd_console_crash_clock(nd_now());
+		nd_core_last_words_step(&clock, &nd.step);
+		nd.place = ND_PLACE_NETWORK;
+		if (nd.step.kind == ND_STEP_FINISHED)
+			break;
+		if (nd.step.kind == ND_STEP_SEND)
+			nd_transmit(nd.step.slot, nd.step.a, nd.step.b);
+		else
+			nd_wait(nd.step.a);
+	}
+	nd.last_words = false;
+}
+
 /* The order matters: locks before the first poll, memory before the first receive. */
+static void nd_take_device(void)
+{
+	nd_mask_interrupts(15);
+	nd_interrupts_off();
+	local_bh_disable();
+	rcu_read_lock();
+	nd_locks_open();
+	nd_release_locks();
+	nd_release_reserve();
+	nd_take_frames();
+}
+
+static void nd_say_before_kdump(void)
+{
+	nd_take_device();
+	if (nd_pool_check())
+		nd_last_words(true);
+	nd_locks_close();
+	rcu_read_unlock();
+	nd_mask_interrupts(0);
+}
+
+/*
+ * A crash kernel is about to run. It wants the other CPUs stopped in its own way, and then there is still time for the
+ * messages. If it does not run after all, the panic notifiers do, and with them the dump.
+ */
+static void nd_before_kdump(void)
+{
+	nd.crash_stop_other_cpus();
+	nd_clock_start();
+	call_on_stack(nd_stack_top(), nd_say_before_kdump, ASM_CALL_ARG0);
+	atomic_set(&nd.owner, 0);
+}
+
 static void nd_dump(void)
 {
 	static struct nd_crash crash;
@@ -1187,28 +1259,22 @@ static void nd_dump(void)
 	struct vlan_info *vlan_info = rcu_dereference_raw(nd.device->vlan_info);
 #endif
 
-	nd_mask_interrupts(15);
-	nd_interrupts_off();
-	local_bh_disable();
-	rcu_read_lock();
 	/* Held to the end: what the dump path prints stays in the log and costs no time on consoles. */
 	console = console_trylock();
 	console_loglevel = 1;
-	nd_locks_open();
+	nd_take_device();
 	if (!nd_pool_check())
 		nd_finish(ND_ACTION_NONE);
-	nd_release_locks();
-	nd_release_reserve();
-	nd_take_frames();
 	if (nd.keep_user)
 		nd_filter_keep();
 	nd_describe(&crash, nd.reason);
 	nd_core_start(nd_now(), &crash);
+	nd_last_words(!nd.dumps);
 #ifdef ND_BENCH
 	nd_bench("raw", false);
 	nd_bench("sealed", true);
 #endif
-	nd_finish(nd_run());
+	nd_finish(nd.dumps ? nd_run() : ND_ACTION_STAY);
 
 	rcu_assign_pointer(nd.device->rx_handler, rx_handler);
 #if IS_ENABLED(CONFIG_VLAN_8021Q)
@@ -1408,14 +1474,14 @@ static void nd_find_image(void)
 }
 
 /* A number from VMCOREINFO; 0 if it is not there. */
-static u64 nd_number(const char *text, const char *name, unsigned int base)
+u64 nd_number(const char *text, const char *name, unsigned int base)
 {
 	const char *at = strstr(text, name);
 
 	return at ? simple_strtoull(at + strlen(name), NULL, base) : 0;
 }
 
-static u64 nd_kernel_word(u64 address)
+u64 nd_kernel_word(u64 address)
 {
 	u64 word = 0;
 
@@ -1431,6 +1497,7 @@ static void nd_find_log(void)
 	text[nd_read_notes(text)] = 0;
 	memset(nd.log, 0, sizeof(nd.log));
 	ring = nd_kernel_word(nd_number(text, "SYMBOL(prb)=", 16));
+	nd_ring_find(text, ring);
 	if (!ring)
 		return;
 	descriptors = ring + nd_number(text, "OFFSET(printk_ringbuffer.desc_ring)=", 10);
@@ -1495,6 +1562,7 @@ static void nd_hooks_stop(void)
 /* Gives back all that was taken, but for what the core remembers. */
 static void nd_release(enum nd_state state)
 {
+	nd_console_stop();
 	WRITE_ONCE(nd.state, state);
 	nd_hooks_stop();
 	if (nd.device)
@@ -1574,7 +1642,14 @@ static int nd_arm(const struct nd_arming *arming)
 	nd.device = device;
 	nd.frame_bytes_max = arming->frame_bytes_max;
 	nd.keep_user = arming->keep_user;
+	nd.dumps = arming->dumps;
+	nd.kdump_first = arming->kdump_first;
 	error = nd_take();
+	if (!error) {
+		error = nd_console_start();
+		if (error)
+			nd_refuse(error, "cannot send kernel messages: error %d: arm without --console and --syslog", -error);
+	}
 	if (error) {
 		nd_disarm(ND_IDLE);
 		return error;
@@ -1665,7 +1740,8 @@ static void nd_fill_status(struct nd_status *status)
 		status->module_bytes += bytes;
 	}
 	if (nd.captured)
-		status->other_bytes = PAGE_ALIGN(nr_cpu_ids * sizeof(*nd.captured)) + ND_STACK_BYTES;
+		status->other_bytes = PAGE_ALIGN(nr_cpu_ids * sizeof(*nd.captured)) + ND_STACK_BYTES +
+				      nd_console_bytes();
 	if (nd.device) {
 		status->ifindex = nd.device->ifindex;
 		strscpy_pad(status->device, nd.device->name, sizeof(status->device));

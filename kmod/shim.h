@@ -108,6 +108,8 @@ struct nd_shim {
 	u32 slots;
 	u32 frame_bytes_max;
 	bool keep_user;
+	bool dumps;
+	bool kdump_first;
 	struct page *reserve[ND_RESERVE_BLOCKS];
 	struct nd_ram ram[ND_RAM_RANGES_MAX];
 	u32 ram_ranges;
@@ -133,6 +135,8 @@ struct nd_shim {
 	bool panicking;
 	bool stopping;
 	bool running;
+	/* The console's last words are being sent; the dump has not begun. */
+	bool last_words;
 	/* The first held CPU writes its number, plus one, and watches `beat` while `watched`. */
 	atomic_t guard;
 	u32 beat;
@@ -185,5 +189,10 @@ static inline void nd_module_region(unsigned int index, void **base, size_t *byt
 }
 
 #define ND_MODULE_REGIONS_MAX	8
+
+/* A number from VMCOREINFO; 0 if it is not there. */
+u64 nd_number(const char *text, const char *name, unsigned int base);
+/* A word of the kernel's; 0 if it cannot be read. */
+u64 nd_kernel_word(u64 address);
 
 #endif

@@ -3,18 +3,21 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use proto::arming::{
-    Address, Arming, Command, HOST_BYTES, Refusal, SERVERS_MAX, STATUS_BYTES, Server, State,
-    Status, VLAN_MASK, text,
+    Address, Arming, Command, Console, HOST_BYTES, Refusal, SERVERS_MAX, STATUS_BYTES, Server,
+    State, Status, VLAN_MASK, text,
 };
+use proto::console::Format;
+use proto::keys::{KEY_BYTES, SessionKeys};
 use proto::units::{ArmingId, KeyId, SessionId};
 use proto::wire::PORT;
 use rustix::io::Errno;
+use rustix::system::uname;
 use serde::Serialize;
 
 use crate::key::{HostKey, fill_random};
@@ -25,11 +28,11 @@ use crate::way::{self, Way};
 /// What `netdump arm` was asked for.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The servers, `HOST[:PORT]`, in the order in which a crash tries them; 1 to
-    /// [`SERVERS_MAX`].
+    /// The servers, `HOST[:PORT]`, in the order in which a crash tries them; up to
+    /// [`SERVERS_MAX`], none only if there is a syslog server.
     pub servers: Vec<String>,
-    /// The host's key file.
-    pub key: PathBuf,
+    /// The host's key file; needed if there is a server.
+    pub key: Option<PathBuf>,
     /// The device to use; `None` leaves it to the routing table.
     pub device: Option<String>,
     /// The module file; `None` looks where packages put it.
@@ -40,6 +43,14 @@ pub struct Request {
     pub filter: u8,
     /// The crashing task's user memory is sent whatever the filter level says.
     pub keep_user: bool,
+    /// Kernel messages go to the first server, live.
+    pub console: bool,
+    /// Kernel messages go to this syslog server, `HOST[:PORT]`.
+    pub syslog: Option<String>,
+    /// How they look there.
+    pub syslog_format: Format,
+    /// Messages of a higher level are not sent.
+    pub console_level: u8,
 }
 
 /// An arming that the module took.
@@ -51,6 +62,10 @@ pub struct Armed {
     #[serde(skip_serializing_if = "Option::is_none")]
     vlan: Option<u16>,
     servers: Vec<ArmedServer>,
+    /// Kernel messages go to the first server.
+    console: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    syslog: Option<String>,
     datagram_bytes: u16,
     filter: u8,
     keep_user: bool,
@@ -110,11 +125,15 @@ struct Memory {
 /// Everything that can be found wrong without the module is found before it is loaded. Of several
 /// servers one must answer now; the others may be down, as they may be when the host crashes.
 pub fn arm(request: &Request) -> Result<Armed> {
-    let key = HostKey::load(&request.key)?;
+    let key = request.key.as_deref().map(HostKey::load).transpose()?;
     let ways = find_ways(request)?;
-    let way = ways.first().context("no server is named: give --server")?;
-    let arming = arming(&key, &ways, request)?;
+    let syslog = find_syslog(request, &ways)?;
+    let way = ways.first().or(syslog.as_ref());
+    let way = way.context("nobody to send to is named: give --server or --syslog")?;
+    let arming = arming(key.as_ref(), &ways, syslog.as_ref(), request)?;
+    let host = field(&arming.host);
     let (datagram_bytes, sessions) = (arming.datagram_bytes, sessions(&arming));
+    let arming_console = arming.console.keys.is_some();
     module::load(request.module.as_deref())?;
     write(&Command::Arm(arming))
         .with_context(|| format!("cannot arm on device {}", way.device.name))?;
@@ -132,7 +151,9 @@ pub fn arm(request: &Request) -> Result<Armed> {
         session: session.to_string(),
     });
     Ok(Armed {
-        host: key.host.to_string(),
+        host,
+        console: arming_console,
+        syslog: syslog.as_ref().map(|way| way.remote.to_string()),
         device: way.device.name.clone(),
         driver: field(&status.driver),
         vlan: way.tag.map(|tag| tag & VLAN_MASK),
@@ -176,6 +197,43 @@ fn find_ways(request: &Request) -> Result<Vec<Way>> {
     Ok(ways)
 }
 
+/// The way to the syslog server. A crash must be able to reach it without asking anybody.
+fn find_syslog(request: &Request, ways: &[Way]) -> Result<Option<Way>> {
+    let Some(server) = &request.syslog else {
+        return Ok(None);
+    };
+    let named = with_port(server, SYSLOG_PORT);
+    let way = way::find(&named, request.device.as_deref(), request.mtu)?;
+    if let Some(first) = ways.first() {
+        ensure!(
+            (first.device.index, first.tag) == (way.device.index, way.tag),
+            "syslog server {} is reached by {}, server {} by {}: a crash uses one device and one \
+             VLAN; name servers that share them",
+            way.remote,
+            by(&way),
+            first.remote,
+            by(first)
+        );
+    }
+    ensure!(way.next_hop_mac.is_some(), way::unanswered(&way));
+    Ok(Some(way))
+}
+
+/// `server` with `port`, unless it ends in one.
+fn with_port(server: &str, port: u16) -> String {
+    let plain = server.rsplit_once('%').map_or(server, |(plain, _)| plain);
+    let bare_v6 = plain.parse::<Ipv6Addr>().is_ok();
+    let has_port = !bare_v6
+        && server
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| !port.contains(']'));
+    match (bare_v6, has_port) {
+        (true, _) => format!("[{server}]:{port}"),
+        (false, true) => server.to_owned(),
+        (false, false) => format!("{server}:{port}"),
+    }
+}
+
 fn by(way: &Way) -> String {
     let vlan = way.tag.map(|tag| format!(" VLAN {}", tag & VLAN_MASK));
     format!("{}{}", way.device.name, vlan.unwrap_or_default())
@@ -204,15 +262,27 @@ pub fn disarm() -> Result<()> {
 
 /// The message to the module, with a session of its own for each server: random, so that no key is
 /// ever derived twice.
-fn arming(key: &HostKey, ways: &[Way], request: &Request) -> Result<Arming> {
+fn arming(
+    key: Option<&HostKey>,
+    ways: &[Way],
+    syslog: Option<&Way>,
+    request: &Request,
+) -> Result<Arming> {
     let mut servers = [const { None }; SERVERS_MAX];
+    let mut log_keys = None;
     for (place, way) in servers.iter_mut().zip(ways) {
-        *place = Some(server(key, way)?);
+        let key = key.context("a server is named but no key: give --key")?;
+        let server = server(key, way)?;
+        log_keys.get_or_insert_with(|| key.secret.log_keys(server.session));
+        *place = Some(server);
     }
-    let first = ways.first().context("no way to any server")?;
-    let datagram_bytes = ways.iter().map(|way| way.datagram_bytes).min();
+    let all = || ways.iter().chain(syslog);
+    let first = all().next().context("no way to any server")?;
+    let datagram_bytes = all().map(|way| way.datagram_bytes).min();
     let mut host = [0; HOST_BYTES];
-    let name = key.host.as_str().as_bytes();
+    let own_name = uname().nodename().to_string_lossy().into_owned();
+    let name = key.map_or(own_name.as_str(), |key| key.host.as_str());
+    let name = name.as_bytes();
     host.get_mut(..name.len())
         .context("host name too long")?
         .copy_from_slice(name);
@@ -226,7 +296,32 @@ fn arming(key: &HostKey, ways: &[Way], request: &Request) -> Result<Arming> {
         boot: boot_id()?,
         host,
         servers,
+        console: Console {
+            level: request.console_level,
+            keys: log_keys.filter(|_| request.console),
+            syslog: syslog.map(|way| (request.syslog_format, syslog_server(way))),
+            kdump_first: !crash_kernel_waits()?,
+        },
     })
+}
+
+/// The syslog server in the form that ways have to the module. There is no session with it.
+fn syslog_server(way: &Way) -> Server {
+    const NO_KEY: [u8; KEY_BYTES] = [0; KEY_BYTES];
+    let keys = SessionKeys {
+        client: NO_KEY,
+        server: NO_KEY,
+    };
+    server_on(way, SessionId::default(), keys)
+}
+
+/// Whether a crash kernel, if one is loaded, runs after the panic notifiers and so after us.
+fn crash_kernel_waits() -> Result<bool> {
+    match fs::read_to_string(POST_NOTIFIERS_PATH) {
+        Ok(text) => Ok(text.trim_end() == "Y"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot read {POST_NOTIFIERS_PATH}")),
+    }
 }
 
 fn server(key: &HostKey, way: &Way) -> Result<Server> {
@@ -236,7 +331,11 @@ fn server(key: &HostKey, way: &Way) -> Result<Server> {
         key: key.id,
         arming: ArmingId(u64::from_le_bytes(random)),
     };
-    Ok(Server {
+    Ok(server_on(way, session, key.secret.session_keys(session)))
+}
+
+fn server_on(way: &Way, session: SessionId, keys: SessionKeys) -> Server {
+    Server {
         local: address(way.local),
         local_port: PORT,
         remote: address(way.remote.ip()),
@@ -244,8 +343,8 @@ fn server(key: &HostKey, way: &Way) -> Result<Server> {
         next_hop: address(way.next_hop),
         next_hop_mac: way.next_hop_mac.unwrap_or_default(),
         session,
-        keys: key.secret.session_keys(session),
-    })
+        keys,
+    }
 }
 
 fn sessions(arming: &Arming) -> Vec<SessionId> {
@@ -360,7 +459,12 @@ impl Report {
 
 impl fmt::Display for Armed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "armed: {} sends its crash", self.host)?;
+        let what = if self.servers.is_empty() {
+            "kernel messages only"
+        } else {
+            "its crash"
+        };
+        write!(f, "armed: {} sends {what}", self.host)?;
         for (at, server) in self.servers.iter().enumerate() {
             let word = if at == 0 { " to" } else { ", or to" };
             write!(f, "{word} {}", server.address)?;
@@ -394,6 +498,12 @@ impl fmt::Display for Armed {
                 ""
             }
         )?;
+        if self.console {
+            writeln!(f, "  console    kernel messages to the first server")?;
+        }
+        if let Some(syslog) = &self.syslog {
+            writeln!(f, "  syslog     kernel messages to {syslog}, in the clear")?;
+        }
         writeln!(
             f,
             "  host       {} MiB of memory, {} CPUs",
@@ -470,6 +580,9 @@ fn mac_text(mac: [u8; 6]) -> String {
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
+/// The port of syslog over UDP (RFC 5426).
+const SYSLOG_PORT: u16 = 514;
+const POST_NOTIFIERS_PATH: &str = "/sys/module/kernel/parameters/crash_kexec_post_notifiers";
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
 /// Long enough for a rebooting server to come back, short enough not to keep a host dead for long.
 const GIVE_UP_SECONDS: u32 = 120;

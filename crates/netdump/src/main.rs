@@ -26,6 +26,7 @@ use netdump::serve::signal::Signals;
 use netdump::serve::verdict::{Deed, Order};
 use netdump::serve::{LINGER, Options, SILENCE_MAX, Server};
 use netdump::triage;
+use proto::console::Format as SyslogFormat;
 use serde::Serialize;
 
 /// Sends a crashed Linux host's memory and log over the network, and receives them.
@@ -163,11 +164,11 @@ enum KeyCommand {
 #[derive(Args)]
 struct ArmArgs {
     /// The server: HOST[:PORT]. Up to four; a crash tries them in this order.
-    #[arg(long = "server", required = true)]
+    #[arg(long = "server", required_unless_present = "syslog", requires = "key")]
     servers: Vec<String>,
     /// The host's key file.
     #[arg(long)]
-    key: PathBuf,
+    key: Option<PathBuf>,
     /// The network device to use, instead of the one the routing table gives.
     #[arg(long)]
     device: Option<String>,
@@ -184,6 +185,19 @@ struct ArmArgs {
     /// Send the user memory of the task that crashes, whatever the filter leaves out.
     #[arg(long)]
     keep_user: bool,
+    /// Send kernel messages to the first server, live and sealed.
+    #[arg(long, requires = "servers")]
+    console: bool,
+    /// Send kernel messages to a syslog server by UDP, in the clear: HOST[:PORT]. It needs no
+    /// --server.
+    #[arg(long)]
+    syslog: Option<String>,
+    /// The RFC that these messages follow.
+    #[arg(long, default_value = "5424", value_parser = ["3164", "5424"])]
+    syslog_format: String,
+    /// Send no kernel messages of a level above this one: 7 is all.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u8).range(0..=7))]
+    console_level: u8,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -269,6 +283,27 @@ fn main() -> ExitCode {
     }
 }
 
+fn run_arm(args: ArmArgs) -> Result<()> {
+    let armed = arm::arm(&arm::Request {
+        servers: args.servers,
+        key: args.key,
+        device: args.device,
+        module: args.module,
+        mtu: args.mtu,
+        filter: args.filter,
+        keep_user: args.keep_user,
+        console: args.console,
+        syslog: args.syslog,
+        syslog_format: if args.syslog_format == "3164" {
+            SyslogFormat::Rfc3164
+        } else {
+            SyslogFormat::Rfc5424
+        },
+        console_level: args.console_level,
+    })?;
+    print(args.json, &armed)
+}
+
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Key(KeyCommand::New { file, host, json }) => {
@@ -283,27 +318,7 @@ fn run(command: Command) -> Result<()> {
                 },
             )
         }
-        Command::Arm(ArmArgs {
-            servers,
-            key,
-            device,
-            module,
-            mtu,
-            filter,
-            keep_user,
-            json,
-        }) => print(
-            json,
-            &arm::arm(&arm::Request {
-                servers,
-                key,
-                device,
-                module,
-                mtu,
-                filter,
-                keep_user,
-            })?,
-        ),
+        Command::Arm(args) => run_arm(args),
         Command::Status { json } => print(json, &arm::status()?),
         Command::Disarm => arm::disarm(),
         Command::Send(args) => run_send(args),

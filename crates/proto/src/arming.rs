@@ -7,6 +7,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::console::Format;
 use crate::keys::{KEY_BYTES, SessionKeys};
 use crate::units::{ArmingId, KeyId, SessionId};
 use crate::wire::{DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN};
@@ -17,7 +18,7 @@ pub const MESSAGE_MAGIC: [u8; 4] = *b"NDam";
 pub const STATUS_MAGIC: [u8; 4] = *b"NDst";
 /// Version of message and status. Tool and module must agree exactly: they are built from one
 /// source and installed together, and a mismatch is told as such.
-pub const ABI_VERSION: u16 = 2;
+pub const ABI_VERSION: u16 = 3;
 /// Servers one arming can name; they are tried in order.
 pub const SERVERS_MAX: usize = 4;
 /// Bytes of a host name, zero-padded.
@@ -60,6 +61,30 @@ pub struct Server {
     pub keys: SessionKeys,
 }
 
+/// Where the host's kernel messages go, healthy and in a crash.
+#[derive(Clone)]
+pub struct Console {
+    /// Records of a higher level are not sent; 7 sends all.
+    pub level: u8,
+    /// To the first server, sealed with [`crate::keys::Secret::log_keys`] of its session.
+    pub keys: Option<SessionKeys>,
+    /// To a syslog server, in the clear. Session and keys of the way there do not matter.
+    pub syslog: Option<(Format, Server)>,
+    /// A crash kernel, if one is loaded, runs before the panic notifiers. Then the last messages must
+    /// go out before it, and there is no dump of ours.
+    pub kdump_first: bool,
+}
+
+impl Console {
+    /// No messages are sent.
+    pub const NONE: Self = Self {
+        level: LEVEL_MAX,
+        keys: None,
+        syslog: None,
+        kdump_first: false,
+    };
+}
+
 /// Everything the client needs to know before it may have to act.
 #[derive(Clone)]
 pub struct Arming {
@@ -81,8 +106,11 @@ pub struct Arming {
     pub boot: [u8; 16],
     /// The host's name, zero-padded UTF-8.
     pub host: [u8; HOST_BYTES],
-    /// The servers, in the order they are tried; 1 to [`SERVERS_MAX`], the rest `None`.
+    /// The servers, in the order they are tried; 1 to [`SERVERS_MAX`], the rest `None`. None at all if
+    /// there is a syslog server: then a crash sends its messages and no dump.
     pub servers: [Option<Server>; SERVERS_MAX],
+    /// Where the kernel's messages go.
+    pub console: Console,
 }
 
 /// What user space may tell the module.
@@ -116,7 +144,7 @@ pub enum Refusal {
     DatagramBytes,
     /// `give_up_seconds` is zero or above [`GIVE_UP_SECONDS_MAX`].
     GiveUpSeconds,
-    /// The number of servers is zero or above [`SERVERS_MAX`].
+    /// The number of servers is above [`SERVERS_MAX`], or zero without a syslog server.
     Servers,
     /// A server's address family is unknown.
     Family,
@@ -130,6 +158,8 @@ pub enum Refusal {
     SessionTwice,
     /// The host's name is empty or not zero-padded UTF-8.
     Host,
+    /// Level, syslog format or a flag of the console is unknown.
+    Console,
     /// The filter level is above [`FILTER_MAX`], or `keep_user` is neither 0 nor 1.
     Filter,
 }
@@ -151,6 +181,15 @@ struct Message {
     boot: [u8; 16],
     host: [u8; HOST_BYTES],
     servers: [RawServer; SERVERS_MAX],
+    console_level: u8,
+    /// 1 if the log keys are meant.
+    console_sealed: u8,
+    /// 0 is no syslog server.
+    syslog_format: u8,
+    kdump_first: u8,
+    log_client_key: [u8; KEY_BYTES],
+    log_server_key: [u8; KEY_BYTES],
+    syslog: RawServer,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -169,6 +208,9 @@ struct RawServer {
     server_key: [u8; KEY_BYTES],
 }
 
+const LEVEL_MAX: u8 = 7;
+const FORMAT_RFC3164: u8 = 1;
+const FORMAT_RFC5424: u8 = 2;
 const COMMAND_ARM: u16 = 1;
 const COMMAND_DISARM: u16 = 2;
 const FAMILY_V4: u16 = 4;
@@ -201,6 +243,7 @@ impl Command {
                     *raw = server.raw();
                     message.servers_used = message.servers_used.get().saturating_add(1).into();
                 }
+                message.put_console(&arming.console);
             }
         }
         zerocopy::transmute!(message)
@@ -245,9 +288,10 @@ impl Message {
         if text(&self.host).is_none_or(str::is_empty) {
             return Err(Refusal::Host);
         }
+        let console = self.console()?;
         let used = self.servers.get(..usize::from(self.servers_used.get()));
         let used = used
-            .filter(|used| !used.is_empty())
+            .filter(|used| !used.is_empty() || console.syslog.is_some())
             .ok_or(Refusal::Servers)?;
         let mut servers = [const { None }; SERVERS_MAX];
         for (place, (at, raw)) in servers.iter_mut().zip(used.iter().enumerate()) {
@@ -271,7 +315,50 @@ impl Message {
             boot: self.boot,
             host: self.host,
             servers,
+            console,
         })
+    }
+
+    fn console(&self) -> Result<Console, Refusal> {
+        if self.console_level > LEVEL_MAX || self.console_sealed > 1 || self.kdump_first > 1 {
+            return Err(Refusal::Console);
+        }
+        let format = match self.syslog_format {
+            0 => None,
+            FORMAT_RFC3164 => Some(Format::Rfc3164),
+            FORMAT_RFC5424 => Some(Format::Rfc5424),
+            _ => return Err(Refusal::Console),
+        };
+        let syslog = match format {
+            Some(format) => Some((format, self.syslog.server()?)),
+            None => None,
+        };
+        Ok(Console {
+            level: self.console_level,
+            keys: (self.console_sealed == 1).then_some(SessionKeys {
+                client: self.log_client_key,
+                server: self.log_server_key,
+            }),
+            syslog,
+            kdump_first: self.kdump_first == 1,
+        })
+    }
+
+    fn put_console(&mut self, console: &Console) {
+        self.console_level = console.level;
+        self.kdump_first = console.kdump_first.into();
+        if let Some(keys) = &console.keys {
+            self.console_sealed = 1;
+            self.log_client_key = keys.client;
+            self.log_server_key = keys.server;
+        }
+        if let Some((format, server)) = &console.syslog {
+            self.syslog_format = match format {
+                Format::Rfc3164 => FORMAT_RFC3164,
+                Format::Rfc5424 => FORMAT_RFC5424,
+            };
+            self.syslog = server.raw();
+        }
     }
 }
 

@@ -11,10 +11,13 @@
 //! Nobody waits for anybody: the kernel writes its ring buffer whether or not somebody reads it, and
 //! what was overwritten before it could be sent is told as such. So every sequence number ends as a
 //! record, as a skip with its reason, or as lost, and the three are never mixed up.
+//!
+//! [`Syslog`] sends the same records to servers that speak syslog only.
 
 mod client;
 mod datagram;
 mod server;
+mod syslog;
 
 pub use client::{Budget, Client, Clock, RingRead, Setup, Step};
 pub use client::{
@@ -28,3 +31,4 @@ pub use datagram::{
 pub use server::{
     AHEAD_DATAGRAMS_MAX, ASK_EVERY, HOLE_MAX, HOLE_SILENCE, REPLY_DELAY, Server, Taken,
 };
+pub use syslog::{Format, SYSLOG_BYTES, Syslog};

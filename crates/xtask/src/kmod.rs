@@ -24,7 +24,7 @@ const EXPORT_PREFIX: &str = "nd_core_";
 const STACK_BYTES_MAX: u64 = 1024;
 /// The stack that this function may use, which runs while the host is healthy and on a stack that
 /// is nearly empty.
-const HEALTHY_STACK_BYTES_MAX: (&str, u64) = ("nd_core_command", 3072);
+const HEALTHY_STACK_BYTES_MAX: (&str, u64) = ("nd_core_command", 4096);
 /// Lines of a failed check that are shown.
 const FINDINGS_SHOWN_MAX: usize = 12;
 
@@ -73,8 +73,18 @@ fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
         name: "netdump",
         sources: cache::tree().join("kmod"),
         files: &[
-            "Kbuild", "abi.h", "doze.c", "doze.h", "filter.c", "filter.h", "locks.c", "locks.h",
-            "shim.c", "shim.h",
+            "Kbuild",
+            "abi.h",
+            "console.c",
+            "console.h",
+            "doze.c",
+            "doze.h",
+            "filter.c",
+            "filter.h",
+            "locks.c",
+            "locks.h",
+            "shim.c",
+            "shim.h",
         ],
         core: Some(&core.merged),
         flags: if variant == Variant::Bench {
@@ -465,7 +475,9 @@ fn large_frames(code: &str) -> Vec<String> {
         let bytes = instruction
             .strip_prefix("sub    $0x")
             .and_then(|rest| rest.strip_suffix(",%rsp"))
-            .and_then(|bytes| u64::from_str_radix(bytes, 16).ok());
+            .and_then(|bytes| u64::from_str_radix(bytes, 16).ok())
+            // Compilers subtract -128 to add 128, which is a byte shorter.
+            .filter(|&bytes| bytes <= u64::MAX / 2);
         bytes.is_some_and(|bytes| bytes > max)
     })
 }

@@ -75,6 +75,10 @@ pub struct Needs {
     pub packet_bytes: usize,
     /// The crashing task's user memory is sent whatever the filter level says.
     pub keep_user: bool,
+    /// There is a server that takes dumps.
+    pub dumps: bool,
+    /// A crash kernel that is loaded runs before the panic notifiers.
+    pub kdump_first: bool,
 }
 
 impl Needs {
@@ -84,8 +88,12 @@ impl Needs {
             frame_bytes: 0,
             packet_bytes: 0,
             keep_user: arming.keep_user,
+            dumps: arming.servers.iter().flatten().next().is_some(),
+            kdump_first: arming.console.kdump_first,
         };
-        for route in routes(arming) {
+        let syslog = arming.console.syslog.as_ref();
+        let syslog = syslog.and_then(|(_, way)| Route::new([0; 6], arming.vlan, way));
+        for route in routes(arming).chain(syslog) {
             let bytes = route
                 .header_bytes()
                 .saturating_add(arming.datagram_bytes.into());
@@ -172,6 +180,12 @@ impl Driver {
     pub fn disarm(&mut self) {
         self.offered = None;
         self.arming = None;
+    }
+
+    /// The arming that counts.
+    #[must_use]
+    pub const fn arming(&self) -> Option<&Arming> {
+        self.arming.as_ref()
     }
 
     /// Completes `status` with what the core knows.
@@ -530,6 +544,7 @@ fn explain(refusal: Refusal) -> &'static str {
         Refusal::Vlan => "the 802.1Q tag names no VLAN from 1 to 4094",
         Refusal::SessionTwice => "two servers share one session: give each its own",
         Refusal::Host => "the host's name is empty, or not UTF-8",
+        Refusal::Console => "level, syslog format or a flag of the console is unknown",
         Refusal::Filter => "the filter level is out of bounds (0 to 31)",
     }
 }

@@ -10,8 +10,9 @@
 use core::cell::UnsafeCell;
 use core::slice;
 
-use proto::arming::{MESSAGE_BYTES, STATUS_BYTES, Status};
+use proto::arming::{Address, MESSAGE_BYTES, STATUS_BYTES, Status};
 use proto::client::{PageStatus, Pass, SLOTS_MAX, Want};
+use proto::console::{Caller, Clock, RecordHead, Ring, RingRead};
 use proto::record::{
     BLOCK_BYTES, BLOCK_PAGES, Cpu, RAM_RANGES_MAX, RamRange, WRITTEN_RANGES_MAX, WrittenRange,
 };
@@ -19,6 +20,7 @@ use proto::reply::Action;
 use proto::time::Instant;
 use zerocopy::IntoBytes as _;
 
+use crate::console::{Console, Dying, Lane, LastWords, Todo};
 use crate::driver::{Crash, Driver, Frames, Next, blank_hello};
 
 const TEXT_BYTES: usize = 160;
@@ -38,6 +40,13 @@ const STEP_PAGES: u32 = 7;
 const STEP_WAIT: u32 = 8;
 const STEP_FINISHED: u32 = 9;
 
+const LANE_SEALED: u32 = 0;
+const LANE_SYSLOG: u32 = 1;
+
+const RING_RECORD: u32 = 0;
+const RING_NOT_YET: u32 = 1;
+const RING_OVERWRITTEN: u32 = 2;
+
 const PAGE_READ: u8 = 0;
 const PAGE_OTHER_PASS: u8 = 1;
 const PAGE_EXCLUDED: u8 = 3;
@@ -49,6 +58,8 @@ struct NdArming {
     frame_bytes_max: u32,
     packet_bytes_max: u32,
     keep_user: u32,
+    dumps: u32,
+    kdump_first: u32,
 }
 
 /// `struct nd_status`.
@@ -104,15 +115,73 @@ struct NdStep {
     reserved: u32,
 }
 
+/// `struct nd_way`.
+#[repr(C)]
+struct NdWay {
+    family: u16,
+    port: u16,
+    ifindex: u32,
+    address: [u8; 16],
+}
+
+/// `struct nd_dying`.
+#[repr(C)]
+struct NdDying {
+    acked: u64,
+    syslog_next: u64,
+    pool_slots: u16,
+    mac: [u8; 6],
+    are_all: u64,
+}
+
+/// `struct nd_record`.
+#[derive(Default)]
+#[repr(C)]
+struct NdRecord {
+    time_us: u64,
+    caller: u32,
+    text: u32,
+    dictionary: u32,
+    level: u8,
+    facility: u8,
+    continued: u8,
+    reserved: u8,
+}
+
+/// `struct nd_clock`.
+#[repr(C)]
+struct NdClock {
+    now: u64,
+    kernel_us: u64,
+    unix_us: u64,
+}
+
+impl NdClock {
+    const fn now(&self) -> Instant {
+        Instant::from_micros(self.now)
+    }
+
+    const fn clock(&self) -> Clock {
+        Clock {
+            kernel_us: self.kernel_us,
+            unix_us: self.unix_us,
+        }
+    }
+}
+
 // What abi.h asserts on its side.
-const _: () = assert!(size_of::<NdArming>() == 16);
+const _: () = assert!(size_of::<NdRecord>() == 24);
+const _: () = assert!(size_of::<NdWay>() == 24);
+const _: () = assert!(size_of::<NdDying>() == 32);
+const _: () = assert!(size_of::<NdClock>() == 24);
+const _: () = assert!(size_of::<NdArming>() == 24);
 const _: () = assert!(size_of::<NdStatus>() == 280);
 const _: () = assert!(size_of::<NdCrash>() == 544);
 const _: () = assert!(size_of::<NdStep>() == 32);
 const _: () = assert!(size_of::<Cpu>() == 256);
 const _: () = assert!(size_of::<RamRange>() == 16);
 const _: () = assert!(size_of::<WrittenRange>() == 16);
-const _: () = assert!(MESSAGE_BYTES == 664);
+const _: () = assert!(MESSAGE_BYTES == 872);
 const _: () = assert!(STATUS_BYTES == 372);
 const _: () = assert!(BLOCK_BYTES == 65536);
 const _: () = assert!(BLOCK_PAGES == 16);
@@ -135,7 +204,34 @@ fn driver() -> &'static mut Driver {
     unsafe { &mut *DRIVER.0.get() }
 }
 
+/// The console's two lives. The shim's thread has the first; it is not running when another thread
+/// opens or closes it. The CPU that runs after the crash has the second.
+struct SharedConsole(UnsafeCell<Console>);
+struct SharedLastWords(UnsafeCell<LastWords>);
+
+// SAFETY: only the exported functions touch it, one at a time (module's contract for each of them).
+unsafe impl Sync for SharedConsole {}
+// SAFETY: as above.
+unsafe impl Sync for SharedLastWords {}
+
+static CONSOLE: SharedConsole = SharedConsole(UnsafeCell::new(Console::new()));
+static LAST_WORDS: SharedLastWords = SharedLastWords(UnsafeCell::new(LastWords::new()));
+
+fn console() -> &'static mut Console {
+    // SAFETY: each exported function calls this once, and none that does runs while another does.
+    unsafe { &mut *CONSOLE.0.get() }
+}
+
+fn last_words() -> &'static mut LastWords {
+    // SAFETY: each exported function calls this once, and all that do run on the crashing CPU.
+    unsafe { &mut *LAST_WORDS.0.get() }
+}
+
 unsafe extern "C" {
+    /// The oldest record in the kernel's ring buffer.
+    fn nd_ring_oldest() -> u64;
+    /// Reads a record; an `nd_ring_read`.
+    fn nd_ring_read(sequence: u64, room: *mut u8, bytes: usize, record: &mut NdRecord) -> u32;
     /// The buffer of a slot, or null; see `abi.h`.
     fn nd_frame(slot: u32) -> *mut u8;
     /// How long the buffers are.
@@ -159,6 +255,172 @@ impl Frames for ShimFrames {
         // SAFETY: the shim owns the buffer of `bytes` bytes and gives it out only while the device
         // does not use it; the borrow ends before the shim runs again.
         Some(unsafe { slice::from_raw_parts_mut(frame, bytes) })
+    }
+}
+
+/// The kernel's ring buffer, as the shim reads it.
+struct ShimRing;
+
+impl Ring for ShimRing {
+    fn oldest(&mut self) -> u64 {
+        // SAFETY: the function has no preconditions.
+        unsafe { nd_ring_oldest() }
+    }
+
+    fn read(&mut self, sequence: u64, room: &mut [u8]) -> RingRead {
+        let mut record = NdRecord::default();
+        // SAFETY: the function writes to `room` at most the bytes it has.
+        let read = unsafe { nd_ring_read(sequence, room.as_mut_ptr(), room.len(), &mut record) };
+        match read {
+            RING_RECORD => RingRead::Record {
+                head: RecordHead {
+                    time_us: record.time_us,
+                    level: record.level,
+                    facility: record.facility,
+                    caller: Caller::from_kernel(record.caller),
+                    continued: record.continued != 0,
+                    cut: false,
+                },
+                text: usize::try_from(record.text).unwrap_or(0),
+                dictionary: usize::try_from(record.dictionary).unwrap_or(0),
+            },
+            RING_NOT_YET => RingRead::NotYet,
+            RING_OVERWRITTEN => RingRead::Overwritten,
+            _ => RingRead::Unreadable,
+        }
+    }
+}
+
+/// See [`Console::open`]; returns [`Console::buffer_bytes`], 0 if nothing is to be sent.
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_console_open(now: u64) -> usize {
+    let (console, arming) = (console(), driver().arming());
+    let opened = arming.is_some_and(|arming| console.open(Instant::from_micros(now), arming));
+    if opened { console.buffer_bytes() } else { 0 }
+}
+
+/// See [`Console::close`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_console_close() {
+    console().close();
+}
+
+/// Where the messages of the arming go; false if there is no such lane.
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_console_way(lane: u32, way: &mut NdWay) -> bool {
+    let Some(arming) = driver().arming() else {
+        return false;
+    };
+    let server = if lane == LANE_SEALED {
+        let server = arming.servers.iter().flatten().next();
+        server.filter(|_| arming.console.keys.is_some())
+    } else {
+        arming.console.syslog.as_ref().map(|(_, way)| way)
+    };
+    let Some(server) = server else {
+        return false;
+    };
+    way.port = server.remote_port;
+    way.ifindex = arming.ifindex;
+    match server.remote {
+        Address::V4([a, b, c, d]) => {
+            way.family = 4;
+            way.address = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        }
+        Address::V6(address) => {
+            way.family = 6;
+            way.address = address;
+        }
+    }
+    true
+}
+
+/// See [`Console::poll`]: `slot` of the step is the lane.
+///
+/// # Safety
+/// The module's contract.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nd_core_console_poll(
+    clock: &NdClock,
+    buffer: *mut u8,
+    bytes: usize,
+    step: &mut NdStep,
+) {
+    // SAFETY: the shim gives its buffer of `bytes` bytes, which nobody else uses meanwhile.
+    let buffer = unsafe { slice::from_raw_parts_mut(buffer, bytes) };
+    *step = match console().poll(clock.now(), clock.clock(), &mut ShimRing, buffer) {
+        Todo::Send(lane, bytes) => NdStep {
+            kind: STEP_SEND,
+            slot: lane_number(lane),
+            a: u64::try_from(bytes).unwrap_or(0),
+            ..NdStep::default()
+        },
+        Todo::Sleep(until) => NdStep {
+            kind: STEP_WAIT,
+            a: until.as_micros(),
+            ..NdStep::default()
+        },
+    };
+}
+
+/// See [`Console::received`].
+///
+/// # Safety
+/// The module's contract.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nd_core_console_received(now: u64, datagram: *mut u8, bytes: usize) {
+    // SAFETY: the shim gives what it received, `bytes` bytes, which nobody else uses meanwhile.
+    let datagram = unsafe { slice::from_raw_parts_mut(datagram, bytes) };
+    console().received(Instant::from_micros(now), datagram);
+}
+
+/// See [`Console::acked`] and [`Console::syslog_next`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_console_sent(acked: &mut u64, syslog_next: &mut u64) {
+    let console = console();
+    *acked = console.acked();
+    *syslog_next = console.syslog_next();
+}
+
+/// See [`LastWords::start`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_last_words(now: u64, dying: &NdDying) {
+    if let Some(arming) = driver().arming() {
+        let are_all = dying.are_all != 0;
+        let dying = Dying {
+            mac: dying.mac,
+            pool_slots: dying.pool_slots,
+            acked: dying.acked,
+            syslog_next: dying.syslog_next,
+        };
+        last_words().start(Instant::from_micros(now), arming, &dying, are_all);
+    }
+}
+
+/// See [`LastWords::step`].
+#[unsafe(no_mangle)]
+extern "C" fn nd_core_last_words_step(clock: &NdClock, step: &mut NdStep) {
+    let mut frames = ShimFrames;
+    let next = last_words().step(clock.now(), clock.clock(), &mut ShimRing, &mut frames);
+    *step = c_step(next);
+}
+
+/// See [`LastWords::received`].
+///
+/// # Safety
+/// The module's contract.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nd_core_last_words_frame(now: u64, frame: *mut u8, bytes: usize) {
+    // SAFETY: the shim gives its receive buffer, which holds `bytes` bytes and is not used by
+    // anybody else meanwhile.
+    let frame = unsafe { slice::from_raw_parts_mut(frame, bytes) };
+    last_words().received(Instant::from_micros(now), frame);
+}
+
+const fn lane_number(lane: Lane) -> u32 {
+    match lane {
+        Lane::Sealed => LANE_SEALED,
+        Lane::Syslog => LANE_SYSLOG,
     }
 }
 
@@ -202,6 +464,8 @@ unsafe extern "C" fn nd_core_command(
             arming.frame_bytes_max = u32::try_from(needs.frame_bytes).unwrap_or(u32::MAX);
             arming.packet_bytes_max = u32::try_from(needs.packet_bytes).unwrap_or(u32::MAX);
             arming.keep_user = needs.keep_user.into();
+            arming.dumps = needs.dumps.into();
+            arming.kdump_first = needs.kdump_first.into();
             COMMAND_ARM
         }
         Ok(None) => COMMAND_DISARM,
@@ -335,7 +599,11 @@ extern "C" fn nd_core_status(from: &NdStatus, to: &mut [u8; STATUS_BYTES]) {
 /// See [`Driver::step`].
 #[unsafe(no_mangle)]
 extern "C" fn nd_core_step(now: u64, step: &mut NdStep) {
-    *step = match driver().step(Instant::from_micros(now), &mut ShimFrames) {
+    *step = c_step(driver().step(Instant::from_micros(now), &mut ShimFrames));
+}
+
+fn c_step(next: Next) -> NdStep {
+    match next {
         Next::Send { slot, bytes, more } => NdStep {
             kind: STEP_SEND,
             slot: slot.into(),
@@ -354,7 +622,7 @@ extern "C" fn nd_core_step(now: u64, step: &mut NdStep) {
             a: action_number(action),
             ..NdStep::default()
         },
-    };
+    }
 }
 
 fn read_step(want: Want, from_start: bool) -> NdStep {

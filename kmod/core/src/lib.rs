@@ -18,6 +18,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod console;
 pub mod driver;
 #[cfg(target_os = "none")]
 #[expect(unsafe_code, reason = "the C boundary")]

@@ -19,6 +19,8 @@ pub const RECORDS_PER_SECOND: u64 = 4000;
 pub const RECORDS_BURST: u64 = 8192;
 /// After so long without an answer the newest records are sent again, doubling up to [`RESEND_MAX`].
 pub const RESEND_FIRST: Micros = Micros::from_millis(200);
+/// See [`RESEND_FIRST`]; a crash has no time to lose.
+const RESEND_FIRST_CRASHED: Micros = Micros::from_millis(50);
 /// See [`RESEND_FIRST`].
 pub const RESEND_MAX: Micros = Micros::from_secs(8);
 /// After so long without anything to send the client tells that it is there.
@@ -189,7 +191,8 @@ impl Client {
             acked,
             newest: acked,
             opened: true,
-            resend_at: now + RESEND_FIRST,
+            resend_at: now + RESEND_FIRST_CRASHED,
+            resend_after: RESEND_FIRST_CRASHED,
             ..healthy
         }
     }
@@ -269,7 +272,7 @@ impl Client {
         // Only a server that has lost its memory may take back what it has said.
         if next > self.acked || restarted {
             self.acked = next;
-            self.resend_after = RESEND_FIRST;
+            self.resend_after = self.resend_first();
             self.resend_at = now + self.resend_after;
         }
         // A reply that asks for nothing leaves standing what the one before asked for.
@@ -381,7 +384,7 @@ impl Client {
         self.next = self.last.end;
         self.newest = first;
         if was_settled {
-            self.resend_after = RESEND_FIRST;
+            self.resend_after = self.resend_first();
             self.resend_at = now + self.resend_after;
         }
         Some(bytes)
@@ -405,6 +408,14 @@ impl Client {
             end: self.next,
         };
         self.compose(clock, ring, buffer, range)
+    }
+
+    const fn resend_first(&self) -> Micros {
+        if self.crash {
+            RESEND_FIRST_CRASHED
+        } else {
+            RESEND_FIRST
+        }
     }
 
     fn back_off(&mut self, now: Instant) {

@@ -4,9 +4,10 @@ use std::boxed::Box;
 use std::vec::Vec;
 
 use crate::arming::{
-    Address, Arming, Command, FILTER_MAX, HOST_BYTES, MESSAGE_BYTES, Refusal, SERVERS_MAX,
+    Address, Arming, Command, Console, FILTER_MAX, HOST_BYTES, MESSAGE_BYTES, Refusal, SERVERS_MAX,
     STATUS_BYTES, Server, State, Status, text,
 };
+use crate::console::Format;
 use crate::keys::SessionKeys;
 use crate::units::{ArmingId, KeyId, SessionId};
 
@@ -50,6 +51,12 @@ fn arming() -> Arming {
         boot: [8; 16],
         host,
         servers,
+        console: Console {
+            level: 6,
+            keys: Some(server(1).keys),
+            syslog: Some((Format::Rfc5424, server(9))),
+            kdump_first: true,
+        },
     }
 }
 
@@ -72,6 +79,10 @@ fn round_trip() {
     );
     assert!(back.servers[2].is_none());
     assert_eq!((back.filter, back.keep_user), (8, true));
+    assert_eq!((back.console.level, back.console.kdump_first), (6, true));
+    assert!(matches!(back.console.syslog, Some((Format::Rfc5424, _))));
+    let syslog_only = decode_with(|a| a.servers = [const { None }; SERVERS_MAX]);
+    assert!(syslog_only.is_ok(), "a syslog server needs no other");
     assert!(matches!(
         Command::decode(&Command::Disarm.encode()),
         Ok(Command::Disarm)
@@ -98,7 +109,7 @@ fn illegal_fields_are_named() {
     let second = |change: fn(&mut Server)| {
         move |arming: &mut Arming| change(arming.servers[1].as_mut().expect("second server"))
     };
-    let cases: [(Refusal, Change); 15] = [
+    let cases: [(Refusal, Change); 16] = [
         (Refusal::Vlan, Box::new(|a| a.vlan = Some(0x2000))),
         (Refusal::Vlan, Box::new(|a| a.vlan = Some(0x0fff))),
         (Refusal::Vlan, Box::new(|a| a.vlan = Some(0x1064))),
@@ -115,8 +126,12 @@ fn illegal_fields_are_named() {
         ),
         (
             Refusal::Servers,
-            Box::new(|a| a.servers = [const { None }; SERVERS_MAX]),
+            Box::new(|a| {
+                a.servers = [const { None }; SERVERS_MAX];
+                a.console = Console::NONE;
+            }),
         ),
+        (Refusal::Console, Box::new(|a| a.console.level = 8)),
         (Refusal::Filter, Box::new(|a| a.filter = FILTER_MAX + 1)),
         (Refusal::Host, Box::new(|a| a.host = [0; HOST_BYTES])),
         (Refusal::Host, Box::new(|a| a.host[20] = b'x')),

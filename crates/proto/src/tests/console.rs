@@ -1,5 +1,6 @@
 //! Log records: their bytes, and both ends in a seeded world that loses, doubles and reorders.
 
+mod syslog;
 mod world;
 
 use std::vec;

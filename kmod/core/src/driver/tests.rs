@@ -3,7 +3,7 @@
 use std::vec;
 use std::vec::Vec;
 
-use proto::arming::{SERVERS_MAX, Server, Status};
+use proto::arming::{Console, SERVERS_MAX, Server, Status};
 use proto::client::{Pass, Then};
 use proto::keys::SessionKeys;
 use proto::units::{ArmingId, KeyId, Pfn, SessionId};
@@ -77,6 +77,7 @@ fn message(servers: &[Server]) -> Vec<u8> {
         boot: [9; 16],
         host,
         servers: [const { None }; SERVERS_MAX],
+        console: Console::NONE,
     };
     for (place, server) in arming.servers.iter_mut().zip(servers) {
         *place = Some(server.clone());
@@ -230,6 +231,8 @@ fn the_shim_is_told_the_longest_frame_of_all_servers() {
         frame_bytes,
         packet_bytes,
         keep_user: true,
+        dumps: true,
+        kdump_first: false,
     };
     let v4 = driver.command(&message(&[server(2)]));
     assert_eq!(v4, Ok(Some(expected(1514, 1500))));
