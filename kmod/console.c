@@ -317,10 +317,10 @@ static void nd_console_on_data(struct sock *sk)
 	wake_up_process(nd_console.thread);
 }
 
-/* Sockets that cannot send now drop: what is sealed is sent again, and syslog was never more than UDP. */
+/* Waits for room in the socket, but not for ever: what is sealed is sent again, and syslog was never more than UDP. */
 static void nd_console_send(u32 lane, size_t bytes)
 {
-	struct msghdr message = { .msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL };
+	struct msghdr message = { .msg_flags = MSG_NOSIGNAL };
 	struct kvec part = { .iov_base = nd_console.buffer, .iov_len = bytes };
 	struct sockaddr_storage *to = &nd_console.to[lane];
 
@@ -432,6 +432,7 @@ static int nd_console_open_lane(u32 lane)
 	if (error)
 		return error;
 	nd_console.sockets[lane] = socket;
+	socket->sk->sk_sndtimeo = HZ / 10;
 	if (lane == ND_LANE_SEALED) {
 		write_lock_bh(&socket->sk->sk_callback_lock);
 		socket->sk->sk_data_ready = nd_console_on_data;
