@@ -16,6 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use netdump::arm;
 use netdump::config::Config;
 use netdump::key::{HostKey, HostName};
+use netdump::log;
 use netdump::operate;
 use netdump::send::{self, Origin};
 use netdump::serve::events::Events;
@@ -76,6 +77,8 @@ enum Command {
         #[arg(long, conflicts_with_all = ["json", "explain", "tasks"])]
         dmesg: bool,
     },
+    /// Show a host's console messages.
+    Log(LogArgs),
     /// List the crashes that a running server is receiving.
     List {
         #[command(flatten)]
@@ -95,6 +98,29 @@ struct ServerArgs {
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
+}
+
+#[derive(Args)]
+struct LogArgs {
+    /// The host: its name, or its address.
+    host: String,
+    /// Go on with what comes.
+    #[arg(long, short)]
+    follow: bool,
+    /// Only what was received since: an age (90s, 10m, 2h, 3d) or a time (2026-11-24T18:02:00Z).
+    #[arg(long)]
+    since: Option<String>,
+    /// Only one boot: 0 is the last one, -1 the one before; or its name.
+    #[arg(long, allow_hyphen_values = true)]
+    boot: Option<String>,
+    /// Only records of this level, 0 (emergency) to 7 (debug), or a graver one.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=7))]
+    level: Option<u8>,
+    /// Only records with this text in them.
+    #[arg(long)]
+    grep: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Args)]
@@ -342,6 +368,7 @@ fn run(command: Command) -> Result<()> {
                 triage::run(&files, form)
             }
         }
+        Command::Log(args) => log::run(&args.into()),
         Command::List { server } => print(server.json, &operate::list(&server.dumpdir)?),
         Command::Verdict(args) => {
             let VerdictArgs {
@@ -399,6 +426,21 @@ fn pull(args: PullArgs) -> Result<()> {
     match out {
         Some(out) => pulled.save(&out),
         None => print(server.json, &pulled),
+    }
+}
+
+impl From<LogArgs> for log::Request {
+    fn from(args: LogArgs) -> Self {
+        Self {
+            dumpdir: args.server.dumpdir,
+            host: args.host,
+            follow: args.follow,
+            since: args.since,
+            boot: args.boot,
+            level: args.level,
+            grep: args.grep,
+            json: args.server.json,
+        }
     }
 }
 

@@ -76,6 +76,19 @@ fn messages_are_in_their_hosts_log_with_what_is_missing_named() {
         ]
     );
     server.stop();
+    let (code, text, _) = place.run(&["log", "127.0.9.1", "--level", "4"]);
+    let shown: Vec<&str> = text.lines().filter(|line| !line.contains(" -- ")).collect();
+    assert_eq!((code, shown.len()), (0, 1), "{text}");
+    assert!(shown[0].ends_with(" [  100.000300] three"), "{text}");
+    let (_, text, _) = place.run(&["log", "127.0.9.1", "--json", "--grep", "one", "--boot", "0"]);
+    let object: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&object["sequence"], &object["caller"]),
+        (&1.into(), &"T1".into())
+    );
+    assert_eq!(object["dictionary"]["SUBSYSTEM"], "net");
+    let (code, _, error) = place.run(&["log", "127.0.9.9"]);
+    assert!(code == 1 && error.contains("logs of 127.0.9.1"), "{error}");
 }
 
 #[test]
