@@ -781,7 +781,8 @@ static enum nd_page nd_read_page(u8 *to, u64 pfn, enum nd_pass pass, struct nd_f
 		return ND_PAGE_EXCLUDED;
 	if (!nd_copy_page(to, pfn_to_kaddr(pfn)))
 		return ND_PAGE_UNREADABLE;
-	nd_locks_conceal(to, pfn);
+	if (pfn - nd.image.first < nd.image.pages)
+		nd_locks_conceal(to, pfn);
 	return ND_PAGE_READ;
 }
 
