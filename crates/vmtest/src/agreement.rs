@@ -246,7 +246,10 @@ fn is_same(ours: &Frame, theirs: &DrgnFrame, symbols: &BTreeMap<String, Vec<u64>
             .get(function)
             .is_some_and(|places| places.contains(&begin))
     };
-    ours.address == *address && (plain(function) == plain(name) || !is_known && is_symbol())
+    // In a module whose debug information was not given, drgn has no name at all.
+    let is_nameless = name.starts_with("0x");
+    let agrees = plain(function) == plain(name) || is_nameless || !is_known && is_symbol();
+    ours.address == *address && agrees
 }
 
 fn plain(name: &str) -> &str {
@@ -296,6 +299,14 @@ mod tests {
     fn names_are_equal_but_for_what_the_compiler_appends() {
         assert_eq!(compare(&told("f.part.0", 16), &view("f", true)).0, [""; 0]);
         assert_eq!(compare(&told("g", 16), &view("f", true)).0.len(), 1);
+    }
+
+    #[test]
+    fn where_drgn_has_no_name_the_address_decides() {
+        assert_eq!(
+            compare(&told("f", 16), &view("0xffffffffc0260708", false)).0,
+            [""; 0]
+        );
     }
 
     #[test]
