@@ -24,8 +24,8 @@ const RTTS_MS: [f64; 4] = [0.2, 1.0, 10.0, 50.0];
 const MBIT_S: &str = "1000";
 const MTU: &str = "1500";
 const DATAGRAM_BYTES: &str = "1472";
-/// More than is sent in the time, and not more than a disk has room for.
-const MEMORY: &str = "synthetic:8G,zero=0,text=0,random=100";
+/// Twice what the link carries in the time: a server wants room for all of it on its disk.
+const MEMORY: &str = "synthetic:2G,zero=0,text=0,random=100";
 const SETTLE: Duration = Duration::from_millis(1500);
 const MEASURE: Duration = Duration::from_secs(4);
 /// Losses in percent for a guest that panics, and the least ratio to its sealed limit.
@@ -108,11 +108,16 @@ fn cell(programs: &Programs, loss_pct: f64, rtt_ms: f64, limit_mb_s: f64) -> Res
     let (_link, address) = link(programs, &server.address, loss_pct, rtt_ms)?;
     let mut send = server.sender(programs, SENDER_CPU, &address);
     send.args([MEMORY, "--mtu", MTU]).stdout(Stdio::null());
-    let _sender = Running(send.spawn().context("cannot start the sender")?);
+    let mut sender = Running(send.spawn().context("cannot start the sender")?);
     thread::sleep(SETTLE);
     let (before, begin) = (server.spooled(), Instant::now());
     thread::sleep(MEASURE);
     let (bytes, seconds) = (server.spooled() - before, begin.elapsed().as_secs_f64());
+    let ended = sender.0.try_wait().context("cannot ask for the sender")?;
+    ensure!(
+        ended.is_none(),
+        "the sender ended before its time at {loss_pct} % loss and {rtt_ms} ms; what it said is above"
+    );
     #[expect(clippy::cast_precision_loss, reason = "a rate of a few digits")]
     let goodput_mb_s = bytes as f64 / 1e6 / seconds;
     Ok(stage::row(
