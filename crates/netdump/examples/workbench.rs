@@ -5,7 +5,7 @@
 //! ```text
 //! workbench engine
 //! workbench sink ADDRESS [gro]
-//! workbench blast ADDRESS DATAGRAM_BYTES SECONDS
+//! workbench blast ADDRESS DATAGRAM_BYTES SECONDS [MBIT_S]
 //! workbench link ADDRESS SERVER LOSS_PERCENT RTT_MS MBIT_S
 //! ```
 
@@ -34,7 +34,18 @@ fn main() -> Result<()> {
         ["sink", address] => raw::sink(parse(address)?, false),
         ["sink", address, "gro"] => raw::sink(parse(address)?, true),
         ["blast", address, bytes, seconds] => {
-            raw::blast(parse(address)?, parse(bytes)?, parse(seconds)?)
+            raw::blast(parse(address)?, parse(bytes)?, parse(seconds)?, None)
+        }
+        ["blast", address, bytes, seconds, rate] => {
+            let bytes: usize = parse(bytes)?;
+            let share = bytes as f64 / (bytes + link::FRAME_BYTES) as f64;
+            let bytes_per_second = parse::<f64>(rate)? * 125_000.0 * share;
+            raw::blast(
+                parse(address)?,
+                bytes,
+                parse(seconds)?,
+                Some(bytes_per_second),
+            )
         }
         ["link", address, server, loss, rtt, rate] => link::run(&link::Link {
             listen: parse(address)?,

@@ -123,7 +123,7 @@ fn known(sender: &Sender) -> std::sync::MutexGuard<'_, Option<SocketAddr>> {
 }
 
 /// Ethernet, IPv4 and UDP headers, preamble and gap.
-const FRAME_BYTES: usize = 66;
+pub(crate) const FRAME_BYTES: usize = 66;
 /// What waits longer than this for the wire is dropped: a switch's buffer.
 const QUEUE: Duration = Duration::from_millis(4);
 const IDLE: Duration = Duration::from_millis(50);

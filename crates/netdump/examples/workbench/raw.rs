@@ -49,12 +49,23 @@ pub(crate) fn sink(address: SocketAddr, merged: bool) -> Result<()> {
     Ok(())
 }
 
-/// Sends equal datagrams in trains for so long.
-pub(crate) fn blast(address: SocketAddr, datagram_bytes: usize, seconds: f64) -> Result<()> {
+/// Sends equal datagrams in trains for so long: as fast as it can, or not faster than so many bytes
+/// a second.
+pub(crate) fn blast(
+    address: SocketAddr,
+    datagram_bytes: usize,
+    seconds: f64,
+    bytes_per_second: Option<f64>,
+) -> Result<()> {
     let mut blaster = Blaster::new(address, datagram_bytes)?;
     let begin = Instant::now();
     let mut bytes = 0;
     while begin.elapsed().as_secs_f64() < seconds {
+        let early =
+            bytes_per_second.map(|rate| bytes as f64 / rate - begin.elapsed().as_secs_f64());
+        if let Some(early) = early.filter(|early| *early > 0.0) {
+            std::thread::sleep(Duration::from_secs_f64(early));
+        }
         match blaster.send() {
             Ok(sent) => bytes += sent,
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}

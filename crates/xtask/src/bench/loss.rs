@@ -132,7 +132,7 @@ fn cell(programs: &Programs, loss_pct: f64, rtt_ms: f64, limit_mb_s: f64) -> Res
     ))
 }
 
-/// What the link carries of raw datagrams when it loses none at random.
+/// What the link carries of raw datagrams that come as fast as it is, when it loses none at random.
 fn limit(programs: &Programs, rtt_ms: f64) -> Result<f64> {
     let port = free_port()?;
     let sink_at = format!("127.0.0.1:{port}");
@@ -141,7 +141,9 @@ fn limit(programs: &Programs, rtt_ms: f64) -> Result<f64> {
     let sink = sink.spawn().context("cannot start the sink")?;
     let (_link, address) = link(programs, &sink_at, 0.0, rtt_ms)?;
     let mut blast = stage::pinned(SENDER_CPU, &programs.workbench);
-    stage::object(blast.args(["blast", &address, DATAGRAM_BYTES, BLAST_SECONDS]))?;
+    // Faster than the link, they would only cost it the time to drop them.
+    let what = ["blast", &address, DATAGRAM_BYTES, BLAST_SECONDS, MBIT_S];
+    stage::object(blast.args(what))?;
     let output = sink
         .wait_with_output()
         .context("cannot wait for the sink")?;
