@@ -49,7 +49,7 @@ enum nd_desc_state {
 #define ND_LOG_CONT		8
 
 static struct {
-	u64 descs, infos, data, tail;
+	u64 descs, infos, data, head, tail;
 	u64 count, data_bytes;
 	/* What is to be added to a sequence number to get its descriptor's number. */
 	u64 base;
@@ -86,22 +86,46 @@ static u64 nd_ring_desc(u64 id)
 	return nd_ring.descs + (id & (nd_ring.count - 1)) * nd_ring.desc_bytes;
 }
 
+static u64 nd_ring_state_of(u64 id)
+{
+	return nd_kernel_word(nd_ring_desc(id) + nd_ring.state);
+}
+
+/*
+ * The descriptor of the oldest record that still has its text. There are more descriptors than texts, so those at the
+ * tail have lost theirs: they are before all that have not.
+ */
+static u64 nd_ring_first(void)
+{
+	u64 from = nd_kernel_word(nd_ring.tail) & ND_ID_MASK, to = nd_kernel_word(nd_ring.head) & ND_ID_MASK;
+
+	while (from < to) {
+		u64 middle = from + (to - from) / 2, state = nd_ring_state_of(middle);
+
+		if ((state & ND_ID_MASK) != middle || state >> ND_STATE_SHIFT == ND_DESC_REUSABLE)
+			from = middle + 1;
+		else
+			to = middle;
+	}
+	return from;
+}
+
 /*
  * Sequence and descriptor numbers count on together, from beginnings that differ: any record tells by how much, as long
  * as it is there.
  */
 static bool nd_ring_find_base(void)
 {
-	u64 id = nd_kernel_word(nd_ring.tail) & ND_ID_MASK, end = id + 64, state, sequence;
+	u64 id = nd_ring_first(), end = id + 64, state, sequence;
 
 	for (; id < end; id++) {
-		state = nd_kernel_word(nd_ring_desc(id) + nd_ring.state);
+		state = nd_ring_state_of(id);
 		smp_rmb();
 		sequence = nd_kernel_word(nd_ring.infos + (id & (nd_ring.count - 1)) * nd_ring.info_bytes + nd_ring.seq);
 		smp_rmb();
 		nd_ring.base = (id - sequence) & ND_ID_MASK;
 		if (state == (id | (u64)ND_DESC_FINALIZED << ND_STATE_SHIFT) &&
-		    nd_kernel_word(nd_ring_desc(id) + nd_ring.state) == state)
+		    nd_ring_state_of(id) == state)
 			return !(nd_ring.base & (nd_ring.count - 1));
 	}
 	return false;
@@ -117,6 +141,7 @@ void nd_ring_find(const char *text, u64 ring)
 	nd_ring.descs = nd_kernel_word(descriptors + nd_offset(text, "OFFSET(prb_desc_ring.descs)="));
 	nd_ring.infos = nd_kernel_word(descriptors + nd_offset(text, "OFFSET(prb_desc_ring.infos)="));
 	nd_ring.data = nd_kernel_word(data + nd_offset(text, "OFFSET(prb_data_ring.data)="));
+	nd_ring.head = descriptors + nd_offset(text, "OFFSET(prb_desc_ring.head_id)=");
 	nd_ring.tail = descriptors + nd_offset(text, "OFFSET(prb_desc_ring.tail_id)=");
 	nd_ring.count = 1ULL << (nd_kernel_word(descriptors + nd_offset(text, "OFFSET(prb_desc_ring.count_bits)=")) & 31);
 	nd_ring.data_bits = nd_kernel_word(data + nd_offset(text, "OFFSET(prb_data_ring.size_bits)=")) & 31;
@@ -136,14 +161,7 @@ void nd_ring_find(const char *text, u64 ring)
 
 u64 nd_ring_oldest(void)
 {
-	u64 id = nd_kernel_word(nd_ring.tail) & ND_ID_MASK;
-
-	if (!nd_ring.usable)
-		return 0;
-	/* The first one is never used, and the oldest one may have been given up already. */
-	if (nd_kernel_word(nd_ring_desc(id) + nd_ring.state) == (id | (u64)ND_DESC_REUSABLE << ND_STATE_SHIFT))
-		id++;
-	return (id - nd_ring.base) & ND_ID_MASK;
+	return nd_ring.usable ? (nd_ring_first() - nd_ring.base) & ND_ID_MASK : 0;
 }
 
 /* Appends to `to`, as far as there is room; returns the bytes it would have been. */
@@ -233,7 +251,7 @@ u32 nd_ring_read(u64 sequence, u8 *room, size_t bytes, struct nd_record *record)
 
 	if (!nd_ring.usable || nd_ring.desc_bytes > sizeof(desc))
 		return ND_RING_NOT_YET;
-	state = nd_kernel_word(desc_at + nd_ring.state);
+	state = nd_ring_state_of(id);
 	read = nd_ring_state(state, id);
 	if (read != ND_RING_RECORD)
 		return read;
@@ -244,7 +262,7 @@ u32 nd_ring_read(u64 sequence, u8 *room, size_t bytes, struct nd_record *record)
 	nd_ring_info(info, record);
 	text = nd_ring_text(desc, id, record->text, room, bytes);
 	smp_rmb();
-	if (nd_kernel_word(desc_at + nd_ring.state) != state)
+	if (nd_ring_state_of(id) != state)
 		return ND_RING_OVERWRITTEN;
 	if (text < 0 || *(u64 *)(info + nd_ring.seq) != sequence)
 		return ND_RING_UNREADABLE;
