@@ -59,24 +59,8 @@ enum Command {
     /// Receive crashes. Ends with SIGINT or SIGTERM; a restarted server goes on with unfinished
     /// crashes.
     Serve(ServeArgs),
-    /// Say what killed a kernel, from its console log.
-    Triage {
-        /// Logs in any form and vmcores; `-` is a log from stdin.
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
-        /// Print one JSON object a file.
-        #[arg(long)]
-        json: bool,
-        /// Say what each signature is made of and which functions were passed over.
-        #[arg(long, conflicts_with = "json")]
-        explain: bool,
-        /// Of a vmcore, show all tasks with their backtraces, and all modules.
-        #[arg(long, conflicts_with_all = ["json", "explain"])]
-        tasks: bool,
-        /// Print only the kernel's log of each vmcore.
-        #[arg(long, conflicts_with_all = ["json", "explain", "tasks"])]
-        dmesg: bool,
-    },
+    /// Say what killed a kernel, from its console log or its vmcore.
+    Triage(TriageArgs),
     /// Show a host's console messages.
     Log(LogArgs),
     /// List the crashes that a running server is receiving.
@@ -88,6 +72,29 @@ enum Command {
     Verdict(VerdictArgs),
     /// Get pages from a crashed host that is held, or still sends, and print or save them.
     Pull(PullArgs),
+}
+
+#[derive(Args)]
+struct TriageArgs {
+    /// Logs in any form and vmcores; `-` is a log from stdin.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Print one JSON object a file.
+    #[arg(long)]
+    json: bool,
+    /// Say what each signature is made of and which functions were passed over.
+    #[arg(long, conflicts_with = "json")]
+    explain: bool,
+    /// Of a vmcore, show all tasks with their backtraces, and all modules.
+    #[arg(long, conflicts_with_all = ["json", "explain"])]
+    tasks: bool,
+    /// Print only the kernel's log of each vmcore.
+    #[arg(long, conflicts_with_all = ["json", "explain", "tasks"])]
+    dmesg: bool,
+    /// Write report.txt and report.json of the first file into this folder instead, in bounded
+    /// memory and time, as `netdump serve` has it done for each crash.
+    #[arg(long, conflicts_with_all = ["json", "explain", "tasks", "dmesg"])]
+    into: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -349,25 +356,7 @@ fn run(command: Command) -> Result<()> {
         Command::Disarm => arm::disarm(),
         Command::Send(args) => run_send(args),
         Command::Serve(args) => run_server(args),
-        Command::Triage {
-            files,
-            json,
-            explain,
-            tasks,
-            dmesg,
-        } => {
-            let form = match (json, explain, tasks) {
-                (true, ..) => triage::Form::Json,
-                (_, true, _) => triage::Form::Explained,
-                (_, _, true) => triage::Form::Tasks,
-                _ => triage::Form::Page,
-            };
-            if dmesg {
-                triage::dmesg(&files)
-            } else {
-                triage::run(&files, form)
-            }
-        }
+        Command::Triage(args) => run_triage(&args),
         Command::Log(args) => log::run(&args.into()),
         Command::List { server } => print(server.json, &operate::list(&server.dumpdir)?),
         Command::Verdict(args) => {
@@ -458,6 +447,22 @@ impl From<OrderArgs> for Order {
     }
 }
 
+fn run_triage(args: &TriageArgs) -> Result<()> {
+    if let (Some(folder), Some(file)) = (&args.into, args.files.first()) {
+        return triage::into(folder, file);
+    }
+    if args.dmesg {
+        return triage::dmesg(&args.files);
+    }
+    let form = match (args.json, args.explain, args.tasks) {
+        (true, ..) => triage::Form::Json,
+        (_, true, _) => triage::Form::Explained,
+        (_, _, true) => triage::Form::Tasks,
+        _ => triage::Form::Page,
+    };
+    triage::run(&args.files, form)
+}
+
 fn run_server(args: ServeArgs) -> Result<()> {
     // Before any thread starts, so that all of them leave the signals to this one.
     let signals = Signals::block().context("cannot block signals")?;
@@ -497,6 +502,7 @@ fn run_server(args: ServeArgs) -> Result<()> {
         silence: SILENCE_MAX,
         linger: LINGER,
         console: config.console,
+        triage: Some(std::env::current_exe().context("cannot find this program")?),
     };
     let server = Server::start(&options, Events::new(json))?;
     signals.wait().context("cannot wait for signals")?;

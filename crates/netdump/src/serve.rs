@@ -26,6 +26,7 @@ pub mod log;
 pub mod ranges;
 pub mod reception;
 pub mod registry;
+mod report;
 pub mod rest;
 pub mod revive;
 pub mod session;
@@ -94,6 +95,8 @@ pub struct Options {
     pub linger: Duration,
     /// Hosts' logs.
     pub console: Settings,
+    /// The `netdump` that writes the reports of crashes; `None` writes none.
+    pub triage: Option<PathBuf>,
 }
 
 /// A session that is silent for so long is over: longer than a client looks for its server.

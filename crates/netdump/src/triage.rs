@@ -7,15 +7,18 @@
 mod page;
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, Write as _, stdin, stdout};
 use std::path::{Path, PathBuf};
 
 use ::triage::memory::{self, Examination};
 use ::triage::{Findings, Report, Role, Scanner};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::process::{Resource, Rlimit, nice, setrlimit};
 use serde::Serialize;
 
+/// The lowest priority.
+const LOWEST: i32 = 19;
 /// Bytes that are read at a time.
 const PIECE: usize = 256 * 1024;
 
@@ -77,6 +80,34 @@ pub fn dmesg(files: &[PathBuf]) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join("; "));
+    Ok(())
+}
+
+/// Memory and CPU that [`into`] may take: what any real vmcore needs many times over.
+const MEMORY_MAX: u64 = 4 << 30;
+const CPU_SECONDS_MAX: u64 = 60;
+
+/// Writes `report.txt` and `report.json` of one file into `folder`, within limits that this process
+/// puts on itself: the file may come from anybody.
+///
+/// # Errors
+/// The file cannot be read, or the reports cannot be written.
+pub fn into(folder: &Path, file: &Path) -> Result<()> {
+    let limit = |value| Rlimit {
+        current: Some(value),
+        maximum: Some(value),
+    };
+    setrlimit(Resource::As, limit(MEMORY_MAX)).context("cannot limit memory")?;
+    setrlimit(Resource::Cpu, limit(CPU_SECONDS_MAX)).context("cannot limit time")?;
+    nice(LOWEST).context("cannot lower the priority")?;
+    let told = tell(file, file.display().to_string())?;
+    for (name, form) in [("report.txt", Form::Tasks), ("report.json", Form::Json)] {
+        let path = folder.join(name);
+        let aside = folder.join(format!("{name}.new"));
+        fs::write(&aside, told.text(form)? + "\n")
+            .and_then(|()| fs::rename(&aside, &path))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     Ok(())
 }
 

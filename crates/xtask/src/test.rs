@@ -4,6 +4,7 @@
 //! counted and says why.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use anyhow::{Result, ensure};
 use crate::kmod::{self, Variant};
 use crate::vm::{self, Guest};
 use crate::{cache, command, fuzz, output, packages, toolchain, tools};
+
+/// Where the logs that triage is measured with lie, unless `NETDUMP_OOPS_CORPUS` says otherwise.
+const OOPS_CORPUS: &str = "/work/shared/oops-corpus/report";
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -83,6 +87,7 @@ fn steps(symbols: bool) -> Vec<Step> {
         }),
         step("fuzz corpora", fuzz::replay),
     ];
+    steps.extend(corpus());
     match packages::kernels() {
         Ok(kernels) => steps.extend(kernels.into_iter().map(|kernel| {
             let name = format!("kmod {}", kernel.name);
@@ -281,6 +286,18 @@ fn clippy_bare() -> Result<Tally> {
 }
 
 /// What the two steps beside this one do not run.
+/// The figures of triage on logs that lie outside the repository; `None` where they are not, and
+/// the step `unit` names the test as skipped.
+fn corpus() -> Option<Step> {
+    let given = std::env::var_os("NETDUMP_OOPS_CORPUS");
+    let folder = given.map_or_else(|| PathBuf::from(OOPS_CORPUS), PathBuf::from);
+    folder.is_dir().then(|| {
+        step("oops corpus", || {
+            tests(&["test", "-ptriage", "--test=corpus", "--", "--ignored"])
+        })
+    })
+}
+
 fn unit() -> Result<Tally> {
     tests(&[
         "test",

@@ -12,6 +12,7 @@ use super::events::Event;
 use super::finish::{Job, finish};
 use super::hub::Hub;
 use super::registry::{Over, Shared, lock};
+use super::report;
 use super::session::{Fate, Session};
 use super::verdict::{self, Want};
 use super::writers::speak;
@@ -96,8 +97,11 @@ fn close(hub: &Hub, shared: &Shared) {
     if hub.stop.load(Ordering::Relaxed) && finished.is_err() {
         return;
     }
+    let vmcore = finished.as_ref().ok().and_then(Option::as_ref);
+    let vmcore = vmcore.map(|vmcore| vmcore.file.clone());
     let over = conclude(hub, shared, &dir, finished, why);
     hub.registry.finished(about.session, shared, over);
+    warn(hub, report::write(hub, &dir, vmcore.as_deref()));
 }
 
 fn is_nothing(session: &Session) -> bool {

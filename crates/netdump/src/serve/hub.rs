@@ -52,6 +52,8 @@ pub struct Hub {
     pub redirect: Option<SocketAddr>,
     /// What hosts do in the end.
     pub action: Deed,
+    /// See [`super::Options::triage`].
+    pub triage: Option<PathBuf>,
     /// Who may send pages.
     pub admission: Admission,
     /// Sessions that have something to write.
@@ -119,6 +121,7 @@ impl Hub {
             hold: options.hold,
             redirect: options.redirect,
             action: options.action,
+            triage: options.triage.clone(),
             admission: Admission::new(options.active),
             queue: Queue::default(),
             silence: options.silence,

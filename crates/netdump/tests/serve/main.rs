@@ -26,7 +26,7 @@ mod tests {
     use proto::keys::Secret;
     use proto::reply::Action;
 
-    use crate::check::{LOG, assert_rebooted, assert_whole};
+    use crate::check::{LOG, assert_rebooted, assert_reported, assert_whole};
     use crate::host::Host;
     use crate::server::{Place, session};
 
@@ -64,6 +64,7 @@ mod tests {
         assert_rebooted(&host.crash(server.address));
         server.wait_for("complete");
         assert_whole(&place.crashes()[0], &host);
+        assert_reported(&place.crashes()[0]);
     }
 
     #[test]

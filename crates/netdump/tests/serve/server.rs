@@ -134,6 +134,7 @@ impl Place {
             threads: 2,
             silence,
             linger,
+            triage: Some(env!("CARGO_BIN_EXE_netdump").into()),
         };
         InProcess::start(&options, Events::new(false)).unwrap()
     }
