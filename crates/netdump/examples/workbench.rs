@@ -6,6 +6,8 @@
 //! workbench engine
 //! workbench sink ADDRESS [gro]
 //! workbench blast ADDRESS DATAGRAM_BYTES SECONDS [MBIT_S]
+//! workbench lines ADDRESS HOSTS RATE SECONDS
+//! workbench once ADDRESS HOSTS
 //! workbench link ADDRESS SERVER LOSS_PERCENT RTT_MS MBIT_S
 //! ```
 
@@ -16,6 +18,8 @@
 
 #[path = "workbench/engine.rs"]
 mod engine;
+#[path = "workbench/lines.rs"]
+mod lines;
 #[path = "workbench/link.rs"]
 mod link;
 #[path = "workbench/raw.rs"]
@@ -47,6 +51,13 @@ fn main() -> Result<()> {
                 Some(bytes_per_second),
             )
         }
+        ["lines", address, hosts, rate, seconds] => lines::run(
+            parse(address)?,
+            parse(hosts)?,
+            parse(rate)?,
+            parse(seconds)?,
+        ),
+        ["once", address, hosts] => lines::once(parse(address)?, parse(hosts)?),
         ["link", address, server, loss, rtt, rate] => link::run(&link::Link {
             listen: parse(address)?,
             server: parse(server)?,

@@ -6,6 +6,7 @@
 //! and says in the log how fast that was. Memory is random for the ratio, because it cannot be
 //! compressed, and ordinary for the rate that people will see.
 
+pub(crate) mod console;
 mod core;
 pub(crate) mod engine;
 pub(crate) mod loopback;

@@ -136,6 +136,12 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
+    /// Console messages into logs with none lost, against a sink; memory per host; delay.
+    Console {
+        /// Print one JSON object a row instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// A real guest's core file to a finished vmcore, against makedumpfile and ssh.
     Native {
         /// Print one JSON object a row instead of a table.
@@ -212,6 +218,9 @@ fn run(task: Task) -> Result<()> {
         Task::Bench {
             task: Bench::Loopback { json },
         } => bench::loopback::run(json),
+        Task::Bench {
+            task: Bench::Console { json },
+        } => bench::console::run(json),
         Task::Bench {
             task: Bench::Storm { json },
         } => bench::storm::run(json),

@@ -219,15 +219,16 @@ impl Writer<'_> {
         let lost = self.console.lost();
         for &id in &hosts {
             self.write_host(id, lost);
+            // One pass may be of more hosts than files may be open.
+            while self.open.len() > self.open_max {
+                self.close_one();
+            }
         }
         self.pass.hosts = hosts;
         self.pass.clear();
         self.tally.counts = self.pass.counts;
         self.tally.hosts = self.hosts.len() as u64;
         *lock(&self.console.tally) = self.tally;
-        while self.open.len() > self.open_max {
-            self.close_one();
-        }
     }
 
     fn write_host(&mut self, id: u32, lost: u64) {
