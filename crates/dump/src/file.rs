@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::FromBytes;
 
 use crate::error::DumpError;
@@ -24,6 +25,16 @@ pub(crate) struct RunWriter {
     /// Where the first gathered byte belongs.
     start: u64,
     bytes: Vec<u8>,
+    /// What was written, if it is to be proved.
+    written: Option<Vec<Piece>>,
+}
+
+/// What one call wrote.
+#[derive(Debug)]
+struct Piece {
+    start: u64,
+    bytes: usize,
+    hash: u64,
 }
 
 impl RunWriter {
@@ -35,7 +46,32 @@ impl RunWriter {
             doing,
             start: 0,
             bytes,
+            written: None,
         }
+    }
+
+    /// A writer whose [`Self::prove`] proves what it wrote. It never writes to a place twice.
+    pub(crate) fn proving(file: &Arc<File>, path: &Path, doing: &'static str) -> Self {
+        Self {
+            written: Some(Vec::new()),
+            ..Self::new(file, path, doing)
+        }
+    }
+
+    /// Reads back all that was written and compares hashes.
+    pub(crate) fn prove(&self) -> Result<(), DumpError> {
+        let mut back = Vec::new();
+        for piece in self.written.iter().flatten() {
+            back.resize(piece.bytes, 0);
+            self.file
+                .read_exact_at(&mut back, piece.start)
+                .map_err(DumpError::io("reading back", &self.path))?;
+            if xxh3_64(&back) != piece.hash {
+                let what = format!("{} bytes read back are not what was written", piece.bytes);
+                return Err(DumpError::malformed(&self.path, piece.start, what));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DumpError> {
@@ -53,6 +89,13 @@ impl RunWriter {
             self.file
                 .write_all_at(&self.bytes, self.start)
                 .map_err(DumpError::io(self.doing, &self.path))?;
+            if let Some(written) = &mut self.written {
+                written.push(Piece {
+                    start: self.start,
+                    bytes: self.bytes.len(),
+                    hash: xxh3_64(&self.bytes),
+                });
+            }
             self.start += self.bytes.len() as u64;
             self.bytes.clear();
         }

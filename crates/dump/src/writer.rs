@@ -17,6 +17,9 @@ const CPUS_MAX: usize = 8192;
 /// Most bytes of VMCOREINFO: the kernel's own note has one page; this leaves room for growth.
 const VMCOREINFO_BYTES_MAX: usize = 1 << 20;
 
+/// Most pages that are taken as one block.
+const BLOCK_PAGES_MAX: usize = 64;
+
 /// Which vmcore to write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Format {
@@ -151,6 +154,52 @@ impl Writer {
         }
     }
 
+    /// Takes the pages of a block from `first` on, which `lz4` is the LZ4 form of. Those that are no
+    /// RAM or were given before are left out. With [`Compression::Lzo`] this is much faster than
+    /// [`Self::page`] for each.
+    ///
+    /// # Errors
+    /// [`DumpError::Io`].
+    pub fn block(
+        &mut self,
+        first: Pfn,
+        lz4: Option<&[u8]>,
+        pages: &[[u8; PAGE_SIZE]],
+    ) -> Result<(), DumpError> {
+        let takes = match &self.body {
+            Body::Elf(_) => false,
+            Body::Kdump(kdump) => kdump.takes_blocks(),
+        };
+        let lz4 = lz4.filter(|_| takes);
+        let mut places = [None; BLOCK_PAGES_MAX];
+        if lz4.is_none() || pages.len() > places.len() {
+            for (pfn, page) in (first.0..).map(Pfn).zip(pages) {
+                if self.lacks(pfn) {
+                    self.page(pfn, Page::Data(page))?;
+                }
+            }
+            return Ok(());
+        }
+        for ((pfn, page), place) in (first.0..).map(Pfn).zip(pages).zip(&mut places) {
+            if !self.lacks(pfn) {
+                continue;
+            }
+            if is_zero(page) {
+                self.page(pfn, Page::Zero)?;
+            } else if let Some(index) = self.ram.index(pfn) {
+                self.seen.insert(index);
+                self.stored.insert(index);
+                self.summary.data += 1;
+                *place = Some(index);
+            }
+        }
+        let places = places.get(..pages.len()).unwrap_or_default();
+        match (&mut self.body, lz4) {
+            (Body::Kdump(kdump), Some(lz4)) => kdump.block(places, lz4, pages.as_flattened()),
+            (Body::Kdump(_) | Body::Elf(_), _) => Ok(()),
+        }
+    }
+
     /// Whether `pfn` was given already; false for what is not RAM.
     pub fn has(&self, pfn: Pfn) -> bool {
         self.ram
@@ -166,11 +215,13 @@ impl Writer {
             .is_some_and(|index| !self.seen.contains(index))
     }
 
-    /// Writes headers, notes and maps, and waits until all of it is on the disk. Pages that were
-    /// never given are missing: the file says that it is incomplete.
+    /// Writes headers, notes and maps, waits until all of it is on the disk, and reads the pages'
+    /// data back to prove that the file has what was written. Pages that were never given are
+    /// missing: the file says that it is incomplete.
     ///
     /// # Errors
-    /// [`DumpError::Io`]; [`DumpError::Unsupported`] when pages that are not in the file would cut
+    /// [`DumpError::Io`]; [`DumpError::Malformed`] when the file gives back other bytes than were
+    /// written; [`DumpError::Unsupported`] when pages that are not in the file would cut
     /// an ELF file into more segments than it has room for.
     pub fn finish(mut self) -> Result<Summary, DumpError> {
         let given =

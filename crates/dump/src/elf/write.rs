@@ -59,7 +59,7 @@ impl ElfWriter {
         Ok(Self {
             file: Arc::clone(file),
             path: path.to_owned(),
-            data: RunWriter::new(file, path, "writing page data"),
+            data: RunWriter::proving(file, path, "writing page data"),
             segments_max,
             notes_at: notes_at as u64,
             data_at,
@@ -107,6 +107,7 @@ impl ElfWriter {
         self.file
             .sync_all()
             .map_err(DumpError::io("flushing to disk", &self.path))?;
+        self.data.prove()?;
         Ok(self.data_at + ram.pages() as u64 * PAGE)
     }
 

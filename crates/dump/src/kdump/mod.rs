@@ -9,6 +9,7 @@
 //! ```
 
 mod layout;
+mod lzo;
 mod pack;
 mod read;
 mod write;

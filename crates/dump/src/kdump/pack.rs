@@ -9,7 +9,8 @@ use std::{fmt, io};
 
 use flate2::{Compress, FlushCompress, Status};
 
-use super::layout::{FLAG_ZLIB, FLAG_ZSTD};
+use super::layout::{FLAG_LZO, FLAG_ZLIB, FLAG_ZSTD};
+use super::lzo;
 use crate::kdump::Compression;
 use crate::page::PAGE_SIZE;
 
@@ -38,6 +39,14 @@ pub(super) enum Entry {
         /// How it is compressed.
         flags: u32,
     },
+    /// So many next bytes of the batch are the LZ4 form of pages that follow it there. The next
+    /// places of the batch are theirs. Packed, it becomes entries of its pages.
+    Block {
+        /// Pages.
+        pages: usize,
+        /// Bytes of the LZ4 form.
+        bytes: usize,
+    },
 }
 
 /// Pages that travel together: before they are packed, and after.
@@ -45,6 +54,8 @@ pub(super) enum Entry {
 pub(super) struct Batch {
     pub(super) entries: Vec<Entry>,
     pub(super) data: Vec<u8>,
+    /// Of pages in blocks: their places among all pages of RAM. None: it is not wanted.
+    places: Vec<Option<usize>>,
 }
 
 /// The threads.
@@ -98,6 +109,16 @@ impl Packers {
             flags: 0,
         });
         self.gathered.data.extend_from_slice(page);
+    }
+
+    pub(super) fn add_block(&mut self, places: &[Option<usize>], lz4: &[u8], pages: &[u8]) {
+        self.gathered.entries.push(Entry::Block {
+            pages: places.len(),
+            bytes: lz4.len(),
+        });
+        self.gathered.places.extend_from_slice(places);
+        self.gathered.data.extend_from_slice(lz4);
+        self.gathered.data.extend_from_slice(pages);
     }
 
     pub(super) fn add_zero(&mut self, index: usize) {
@@ -157,6 +178,7 @@ fn gone() -> io::Error {
 const fn flag(compression: Compression) -> u32 {
     match compression {
         Compression::None => 0,
+        Compression::Lzo => FLAG_LZO,
         Compression::Zlib { .. } => FLAG_ZLIB,
         Compression::Zstd { .. } => FLAG_ZSTD,
     }
@@ -164,6 +186,8 @@ const fn flag(compression: Compression) -> u32 {
 
 enum Compressor {
     None,
+    /// With room for a page's LZ4 form.
+    Lzo(Vec<u8>),
     Zlib(Compress),
     Zstd(zstd::bulk::Compressor<'static>),
 }
@@ -174,10 +198,24 @@ impl fmt::Debug for Compressor {
     }
 }
 
+impl Batch {
+    fn put(&mut self, index: usize, data: &[u8], flags: u32) {
+        self.data.extend_from_slice(data);
+        self.entries.push(Entry::Data {
+            index,
+            bytes: data.len(),
+            flags,
+        });
+    }
+}
+
 impl Compressor {
     fn new(compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::None,
+            Compression::Lzo => {
+                Self::Lzo(vec![0; lz4_flex::block::get_maximum_output_size(PAGE_SIZE)])
+            }
             Compression::Zlib { level } => {
                 Self::Zlib(Compress::new(flate2::Compression::new(level.min(9)), true))
             }
@@ -191,36 +229,73 @@ impl Compressor {
 
     fn pack_all(&mut self, batch: &Batch) -> Batch {
         let mut packed = Batch {
-            entries: Vec::with_capacity(batch.entries.len()),
+            entries: Vec::with_capacity(batch.entries.len().max(batch.places.len())),
             data: Vec::with_capacity(batch.data.len()),
+            places: Vec::new(),
         };
-        let (mut pages, _) = batch.data.as_chunks::<PAGE_SIZE>();
-        let mut buffer = [0; PAGE_SIZE];
+        let (mut rest, mut places) = (batch.data.as_slice(), batch.places.as_slice());
         for entry in &batch.entries {
-            let (Entry::Data { index, .. }, [page, rest @ ..]) = (*entry, pages) else {
-                packed.entries.push(*entry);
-                continue;
-            };
-            pages = rest;
-            let count = self.pack(page, &mut buffer);
-            let shrunk = count.filter(|&count| count < PAGE_SIZE);
-            let (data, flags) = match shrunk.and_then(|count| buffer.get(..count)) {
-                Some(data) => (data, self.flag()),
-                None => (page.as_slice(), 0),
-            };
-            packed.data.extend_from_slice(data);
-            packed.entries.push(Entry::Data {
-                index,
-                bytes: data.len(),
-                flags,
-            });
+            match *entry {
+                Entry::Zero { .. } => packed.entries.push(*entry),
+                Entry::Data { index, .. } => {
+                    let Some((page, behind)) = rest.split_first_chunk() else {
+                        break;
+                    };
+                    rest = behind;
+                    self.pack_page(index, page, &mut packed);
+                }
+                Entry::Block { pages, bytes } => {
+                    let (lz4, behind) = rest.split_at(bytes);
+                    let (contents, behind) = behind.split_at(pages * PAGE_SIZE);
+                    let (those, others) = places.split_at(pages);
+                    (rest, places) = (behind, others);
+                    self.pack_block(those, lz4, contents, &mut packed);
+                }
+            }
         }
         packed
+    }
+
+    fn pack_page(&mut self, index: usize, page: &[u8; PAGE_SIZE], packed: &mut Batch) {
+        let mut buffer = [0; PAGE_SIZE];
+        let count = self.pack(page, &mut buffer);
+        let shrunk = count.filter(|&count| count < PAGE_SIZE);
+        match shrunk.and_then(|count| buffer.get(..count)) {
+            Some(data) => packed.put(index, data, self.flag()),
+            None => packed.put(index, page, 0),
+        }
+    }
+
+    /// Makes pages of a block. Those that its LZ4 form does not tell, because it is not theirs, are
+    /// packed one by one.
+    fn pack_block(
+        &mut self,
+        places: &[Option<usize>],
+        lz4: &[u8],
+        contents: &[u8],
+        packed: &mut Batch,
+    ) {
+        let (pages, _) = contents.as_chunks::<PAGE_SIZE>();
+        let mut wanted = places.iter().zip(pages);
+        lzo::transcode(lz4, contents, |shrunk| {
+            if let Some((Some(index), page)) = wanted.next() {
+                match shrunk {
+                    Some(data) => packed.put(*index, data, FLAG_LZO),
+                    None => packed.put(*index, page, 0),
+                }
+            }
+        });
+        for (index, page) in wanted {
+            if let Some(index) = index {
+                self.pack_page(*index, page, packed);
+            }
+        }
     }
 
     const fn flag(&self) -> u32 {
         match self {
             Self::None => 0,
+            Self::Lzo(_) => FLAG_LZO,
             Self::Zlib(_) => FLAG_ZLIB,
             Self::Zstd(_) => FLAG_ZSTD,
         }
@@ -231,6 +306,17 @@ impl Compressor {
     fn pack(&mut self, page: &[u8; PAGE_SIZE], packed: &mut [u8; PAGE_SIZE]) -> Option<usize> {
         match self {
             Self::None => None,
+            Self::Lzo(room) => {
+                let count = lz4_flex::block::compress_into(page, room).ok()?;
+                let mut fit = None;
+                lzo::transcode(room.get(..count)?, page, |page| {
+                    fit = page.and_then(|page| {
+                        packed.get_mut(..page.len())?.copy_from_slice(page);
+                        Some(page.len())
+                    });
+                });
+                fit
+            }
             Self::Zlib(zlib) => {
                 zlib.reset();
                 match zlib.compress(page, packed, FlushCompress::Finish) {

@@ -7,6 +7,7 @@ use super::layout::{
     BLOCK, DESCRIPTOR, Descriptor, FLAG_LZO, FLAG_SNAPPY, FLAG_ZLIB, FLAG_ZSTD, Header,
     STATUS_INCOMPLETE, SubHeader, bitmap_blocks,
 };
+use super::lzo;
 use crate::error::DumpError;
 use crate::file::{Input, Window};
 use crate::machine::Machine;
@@ -216,7 +217,8 @@ impl Codecs {
                 .zstd
                 .decompress_to_buffer(packed, page.as_mut_slice())
                 .map_err(|error| Unpack::Damaged(format!("its zstd data is damaged: {error}")))?,
-            FLAG_LZO => return Err(Unpack::Unsupported(unsupported(input, "LZO"))),
+            FLAG_LZO => lzo::unpack(packed, page)
+                .ok_or_else(|| Unpack::Damaged("its LZO data is damaged".to_owned()))?,
             FLAG_SNAPPY => return Err(Unpack::Unsupported(unsupported(input, "snappy"))),
             other => {
                 let what = format!("flags {other:#x} name no known compression");
@@ -414,7 +416,7 @@ fn unsupported(input: &Input, name: &str) -> DumpError {
     DumpError::unsupported(
         input.path(),
         format!(
-            "pages are compressed with {name}; zlib and zstd are read, so convert the file with makedumpfile -c or -z"
+            "pages are compressed with {name}; zlib, LZO and zstd are read, so convert the file with makedumpfile -c or -l"
         ),
     )
 }

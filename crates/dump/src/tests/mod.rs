@@ -12,25 +12,26 @@ use crate::{
     Summary, Writer,
 };
 
-const FORMATS: [Format; 4] = [
+const FORMATS: [Format; 5] = [
     Format::Elf,
+    Format::Kdump(Compression::Lzo),
     Format::Kdump(Compression::Zstd { level: 1 }),
     Format::Kdump(Compression::Zlib { level: 1 }),
     Format::Kdump(Compression::None),
 ];
 
 /// A generator whose stream never changes (xorshift64*).
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 

@@ -1,30 +1,29 @@
-//! From the spools to the vmcore: writes the memory image, then proves it by reading back every
-//! page. Of a page that came more than once, the first one counts.
+//! From the spools to the vmcore, in one pass: each block is unpacked once, and its LZ4 form becomes
+//! the pages' form in the image. Of a page that came more than once, the first one counts.
+//!
+//! That the pages are the client's was proved by their digest when they arrived, that the spool is
+//! as it was written by its frames' hashes; the writer proves that the image is.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use dump::{
-    Compression, Machine, Page, PageState, RamRange, Reader as ImageReader, Summary, Writer,
-};
+use anyhow::{Context as _, Result, ensure};
+use dump::{Compression, Machine, Page, RamRange, Summary, Writer};
 use proto::arming::text;
 use proto::record::{
-    BLOCK_BYTES, CPU_CAPTURED, CPU_CRASHING, Cpu, Hello, Kind, Malformed, Record, Run,
+    BLOCK_BYTES, CPU_CAPTURED, CPU_CRASHING, Codec, Cpu, Hello, Kind, Malformed, Record, Run,
 };
-use proto::units::{PAGE_BYTES, Pfn};
+use proto::units::PAGE_BYTES;
 
 use super::content::RecordStream;
 use super::directory::{CrashDir, VMCORE_FILE, VMCORE_INCOMPLETE_FILE, Vmcore};
-use super::ranges::Ranges;
 use super::spool::Reader;
 
 /// Which vmcore to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// kdump-compressed (zstd): readers can tell excluded from zero.
+    /// kdump-compressed (LZO): readers can tell excluded from zero.
     Kdump,
     /// ELF.
     Elf,
@@ -44,17 +43,16 @@ pub struct Job<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// Writes the vmcore, reads it back and compares every page with the spool, and, when the stream is
-/// whole and no page is missing, gives it its final name. `None` when the stream ended before the
+/// Writes the vmcore, reads it back, and, when the stream is whole and no page is missing, gives it
+/// its final name. `None` when the stream ended before the
 /// memory map.
 ///
 /// The spool is left alone in any case.
 pub fn finish(job: &Job<'_>) -> Result<Option<Vmcore>> {
     let aside = job.dir.file(VMCORE_INCOMPLETE_FILE);
-    let Some((written, twice)) = write(job, &aside)? else {
+    let Some(written) = write(job, &aside)? else {
         return Ok(None);
     };
-    verify(job, &aside, &twice)?;
     let name = if job.whole && written.missing == 0 {
         VMCORE_FILE
     } else {
@@ -78,14 +76,13 @@ pub fn finish(job: &Job<'_>) -> Result<Option<Vmcore>> {
     }))
 }
 
-/// Writes the image from the spools, durably. Also gives the pages that came more than once.
-fn write(job: &Job<'_>, aside: &Path) -> Result<Option<(Summary, Ranges)>> {
+/// Writes the image from the spools, durably.
+fn write(job: &Job<'_>, aside: &Path) -> Result<Option<Summary>> {
     let mut machine = Machine {
         filter: job.filter,
         ..Machine::default()
     };
     let mut writer: Option<Writer> = None;
-    let mut twice = Ranges::default();
     let mut block = Box::new([0; BLOCK_BYTES]);
     records(job, |record| {
         match record {
@@ -111,13 +108,16 @@ fn write(job: &Job<'_>, aside: &Path) -> Result<Option<(Summary, Ranges)>> {
             Record::Pages(sent) => {
                 let pages = sent.decode(&mut block)?;
                 let writer = started(&mut writer, &mut machine, job, aside)?;
-                for (pfn, page) in (sent.first.0..).zip(pages.as_chunks::<PAGE_BYTES>().0) {
-                    give(writer, &mut twice, pfn, Page::Data(page))?;
-                }
+                let lz4 = (sent.codec == Codec::Lz4).then_some(sent.body);
+                let (pages, _) = pages.as_chunks::<PAGE_BYTES>();
+                // What is no RAM was pulled by number and has no place in the image.
+                writer
+                    .block(dump::Pfn(sent.first.0), lz4, pages)
+                    .context("writing the vmcore")?;
             }
             Record::Run(run) => {
                 let writer = started(&mut writer, &mut machine, job, aside)?;
-                write_run(writer, &mut twice, run)?;
+                write_run(writer, run)?;
             }
             Record::Text { .. }
             | Record::Totals(_)
@@ -137,7 +137,7 @@ fn write(job: &Job<'_>, aside: &Path) -> Result<Option<(Summary, Ranges)>> {
         return Ok(None);
     };
     let written = writer.finish().context("writing the vmcore")?;
-    Ok(Some((written, twice)))
+    Ok(Some(written))
 }
 
 /// The writer, created when the first page comes: by then everything else it needs has come.
@@ -159,19 +159,7 @@ fn started<'a>(
     writer.as_mut().context("the writer was just made")
 }
 
-/// Gives the writer a page. What is no RAM was pulled by number and has no place in the image.
-fn give(writer: &mut Writer, twice: &mut Ranges, pfn: u64, page: Page<'_>) -> Result<()> {
-    if writer.lacks(dump::Pfn(pfn)) {
-        writer
-            .page(dump::Pfn(pfn), page)
-            .context("writing the vmcore")?;
-    } else {
-        twice.add(Pfn(pfn), 1);
-    }
-    Ok(())
-}
-
-fn write_run(writer: &mut Writer, twice: &mut Ranges, run: Run) -> Result<()> {
+fn write_run(writer: &mut Writer, run: Run) -> Result<()> {
     let page = if run.why == Kind::Excluded {
         Page::Excluded
     } else if run.why == Kind::Unreadable {
@@ -180,37 +168,13 @@ fn write_run(writer: &mut Writer, twice: &mut Ranges, run: Run) -> Result<()> {
         Page::Zero
     };
     for pfn in run.first.0..run.first.plus(run.pages).0 {
-        give(writer, twice, pfn, page)?;
+        if writer.lacks(dump::Pfn(pfn)) {
+            writer
+                .page(dump::Pfn(pfn), page)
+                .context("writing the vmcore")?;
+        }
     }
     Ok(())
-}
-
-/// Reads every page with contents back from the image and compares it with the spools.
-fn verify(job: &Job<'_>, aside: &Path, twice: &Ranges) -> Result<()> {
-    let mut image = ImageReader::open(aside).context("reading the vmcore back")?;
-    let mut block = Box::new([0; BLOCK_BYTES]);
-    let mut back = [0; PAGE_BYTES];
-    let mut compared = HashSet::new();
-    records(job, |record| {
-        let Record::Pages(sent) = record else {
-            return Ok(());
-        };
-        let pages = sent.decode(&mut block)?;
-        for (pfn, page) in (sent.first.0..).zip(pages.as_chunks::<PAGE_BYTES>().0) {
-            if twice.overlap(Pfn(pfn), 1) > 0 && !compared.insert(pfn) {
-                continue;
-            }
-            let state = image
-                .read_page(dump::Pfn(pfn), &mut back)
-                .context("reading the vmcore back")?;
-            if state != PageState::Data || back != *page {
-                return Err(
-                    anyhow!("page {pfn:#x} of the vmcore differs from what was received").into(),
-                );
-            }
-        }
-        Ok(())
-    })
 }
 
 /// Calls `record` with each record of each spool, until its end or until what follows cannot be
