@@ -73,7 +73,7 @@ pub struct Writer {
 #[derive(Debug)]
 enum Body {
     Elf(ElfWriter),
-    Kdump(KdumpWriter),
+    Kdump(Box<KdumpWriter>),
 }
 
 impl Writer {
@@ -94,7 +94,7 @@ impl Writer {
         let body = match format {
             Format::Elf => Body::Elf(ElfWriter::new(&file, path, &machine, &ram)?),
             Format::Kdump(compression) => {
-                Body::Kdump(KdumpWriter::new(&file, path, &ram, compression)?)
+                Body::Kdump(Box::new(KdumpWriter::new(&file, path, &ram, compression)?))
             }
         };
         Ok(Self {
