@@ -13,6 +13,8 @@ pub mod settings;
 pub mod store;
 mod writer;
 
+pub use self::writer::run as write;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -105,11 +107,6 @@ impl Console {
             full_dirs: Mutex::default(),
             over: AtomicBool::new(false),
         }
-    }
-
-    /// Writes logs until `stopping`, and then what is left.
-    pub fn write(&self, events: &Events, stopping: impl Fn() -> bool) {
-        writer::run(self, events, stopping);
     }
 
     /// Packs and removes old logs until `stopping`.

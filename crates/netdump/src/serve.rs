@@ -359,7 +359,7 @@ fn tell_progress(hub: &Hub, session: &Session) {
 /// Starts the threads that write hosts' logs and keep them in order.
 fn start_logs(hub: &Arc<Hub>) -> Result<Vec<JoinHandle<()>>> {
     let there = Arc::clone(hub);
-    let write = move || there.console.write(&there.events, || there.console.ends());
+    let write = move || crate::console::write(&there);
     let there = Arc::clone(hub);
     let keep = move || there.console.keep(&there.events, || there.console.ends());
     Ok(vec![spawn("log", write)?, spawn("log keeper", keep)?])

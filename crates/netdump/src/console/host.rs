@@ -6,7 +6,7 @@ use std::io::{self, IoSlice, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use netconsole::Stream;
+use netconsole::{Position, Stream};
 
 use super::store::{self, Boot};
 
@@ -32,6 +32,8 @@ pub(super) struct Host {
 #[derive(Default)]
 pub(super) struct Log {
     boot: Option<Boot>,
+    /// What the kernel calls its boot, of those that say it.
+    id: Option<u32>,
     part: u32,
     bytes: u64,
     file: Option<File>,
@@ -42,10 +44,10 @@ pub(super) struct Log {
 }
 
 impl Host {
-    /// A host, and whether its log goes on where an earlier server ended.
-    pub(super) fn open(dir: &Path, name: &str) -> (Self, bool) {
-        let tail = store::tail(&dir.join(name), None);
-        let resumed = tail.is_some();
+    /// A host, or one boot of it that it calls `id`, and where an earlier server's log of it ended.
+    pub(super) fn open(dir: &Path, name: &str, id: Option<u32>) -> (Self, Option<Position>) {
+        let tail = store::tail(&dir.join(name), id);
+        let position = tail.as_ref().map(|tail| tail.position);
         let (stream, log) = match tail {
             Some(tail) => (
                 Stream::resume(tail.position),
@@ -59,6 +61,7 @@ impl Host {
             ),
             None => (Stream::default(), Log::default()),
         };
+        let log = Log { id, ..log };
         let host = Self {
             name: name.into(),
             stream,
@@ -69,17 +72,32 @@ impl Host {
             limited: 0,
             told: (0, 0),
         };
-        (host, resumed)
+        (host, position)
     }
 }
 
 impl Log {
     /// What follows belongs to another boot.
-    pub(super) fn begin(&mut self, at_us: u64, id: Option<u32>) {
+    pub(super) fn begin(&mut self, at_us: u64) {
+        let id = self.id;
         *self = Self {
             boot: Some(Boot { at_us, id }),
+            id,
             ..Self::default()
         };
+    }
+
+    /// Its boot has begun.
+    pub(super) fn has_boot(&self) -> bool {
+        self.boot.is_some()
+    }
+
+    /// Its boot begins with what is put into the pass next.
+    pub(super) fn expect_boot(&mut self) {
+        self.boot = Some(Boot {
+            at_us: 0,
+            id: self.id,
+        });
     }
 
     /// There is a file open.
@@ -182,7 +200,7 @@ mod tests {
         let dir = dir.path().join("console/web1");
         for text in ["first\n", "second\n"] {
             let mut log = Log::default();
-            log.begin(1_000_000, None);
+            log.begin(1_000_000);
             append(&mut log, &dir, text);
             assert!(!log.turn(100) && log.turn(5));
             append(&mut log, &dir, "part two\n");
@@ -198,14 +216,14 @@ mod tests {
     fn a_torn_line_is_ended_before_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = Log::default();
-        log.begin(1_000_000, None);
+        log.begin(1_000_000);
         append(
             &mut log,
             &dir.path().join("web1"),
             "1970-01-01T00:00:01.000000Z 6,1,2,-;x\n6,",
         );
-        let (mut host, resumed) = Host::open(dir.path(), "web1");
-        assert!(resumed);
+        let (mut host, position) = Host::open(dir.path(), "web1", None);
+        assert_eq!(position.unwrap().seq, Some(1));
         append(&mut host.log, &dir.path().join("web1"), "next\n");
         let parts = store::parts(&dir.path().join("web1"));
         let text = fs::read_to_string(&parts[0].path).unwrap();

@@ -11,11 +11,14 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::serve::registry::lock;
+use crate::serve::socket::Peer;
 
 /// Bytes that may wait.
 const WAITING_BYTES_MAX: usize = 32 << 20;
 /// Datagrams that may wait.
 const WAITING_MAX: usize = 1 << 19;
+/// Sealed datagrams that may wait.
+const SEALED_MAX: usize = 4096;
 /// An area that was enlarged by a burst shrinks to this again.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -32,6 +35,17 @@ pub struct Inbox {
 pub struct Letters {
     bytes: Vec<u8>,
     letters: Vec<Letter>,
+    sealed: Vec<Sealed>,
+}
+
+/// A datagram of one of our own clients, as it came.
+pub struct Sealed {
+    /// Who sent it.
+    pub peer: Peer,
+    /// When it was received.
+    pub at_us: u64,
+    /// Its bytes.
+    pub datagram: Vec<u8>,
 }
 
 #[derive(Clone, Copy)]
@@ -62,7 +76,7 @@ impl Inbox {
     /// Waits until there is something, for `wait` at most.
     pub fn wait(&self, wait: Duration) {
         let waiting = lock(&self.waiting);
-        if waiting.letters.is_empty() {
+        if waiting.is_empty() {
             // Whether it was woken, or by whom, makes no difference: it looks again.
             drop(self.more.wait_timeout(waiting, wait));
         }
@@ -85,10 +99,12 @@ impl Inbox {
 impl Delivery<'_> {
     /// Adds a datagram.
     pub fn push(&mut self, from: IpAddr, datagram: &[u8]) {
-        let waiting = self.waiting.get_or_insert_with(|| {
+        if self.at_us == 0 {
             self.at_us = now_us();
-            lock(&self.inbox.waiting)
-        });
+        }
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| lock(&self.inbox.waiting));
         let end = waiting.bytes.len() + datagram.len();
         if end > WAITING_BYTES_MAX || waiting.letters.len() >= WAITING_MAX {
             self.inbox.overflows.fetch_add(1, Ordering::Relaxed);
@@ -97,6 +113,24 @@ impl Delivery<'_> {
         waiting.bytes.extend_from_slice(datagram);
         let at_us = self.at_us;
         waiting.letters.push(Letter { from, at_us, end });
+    }
+}
+
+impl Delivery<'_> {
+    /// Adds a sealed datagram. It holds many records, so it may have memory of its own.
+    pub fn push_sealed(&mut self, peer: Peer, datagram: &[u8]) {
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| lock(&self.inbox.waiting));
+        if waiting.sealed.len() >= SEALED_MAX {
+            self.inbox.overflows.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        waiting.sealed.push(Sealed {
+            peer,
+            at_us: now_us(),
+            datagram: datagram.to_vec(),
+        });
     }
 }
 
@@ -127,7 +161,12 @@ impl Letters {
     /// There is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.letters.is_empty()
+        self.letters.is_empty() && self.sealed.is_empty()
+    }
+
+    /// Takes the sealed ones.
+    pub fn take_sealed(&mut self) -> Vec<Sealed> {
+        mem::take(&mut self.sealed)
     }
 
     fn clear(&mut self) {

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use netconsole::{Line, Position, Stored, from_utc, utc};
+use netconsole::{Line, Note, Position, Stored, from_utc, utc};
 
 use crate::key::HostName;
 
@@ -168,9 +168,15 @@ pub fn tail(dir: &Path, id: Option<u32>) -> Option<Tail> {
     let mut position = Position::default();
     for line in bytes.split(|&byte| byte == b'\n').filter_map(Line::parse) {
         position.at_us = position.at_us.max(line.at_us);
-        if let Stored::Record(record) = line.what {
-            position.seq = position.seq.max(record.seq);
-            position.time_us = position.time_us.max(record.time_us);
+        match line.what {
+            Stored::Record(record) => {
+                position.seq = position.seq.max(record.seq);
+                position.time_us = position.time_us.max(record.time_us);
+            }
+            Stored::Note(Note::Gap | Note::Lost, [_, last, _], _) => {
+                position.seq = position.seq.max(last);
+            }
+            Stored::Note(..) => {}
         }
     }
     let torn = bytes.last().is_some_and(|&byte| byte != b'\n');

@@ -4,6 +4,8 @@
 //! writes a line. A disk that is full stops it; then the [`Inbox`] fills, and only what does not fit
 //! there is lost, and counted.
 
+mod sealed;
+
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -16,19 +18,23 @@ use std::time::{Duration, Instant};
 
 use netconsole::{Note, Room};
 
+use self::sealed::Boots;
 use super::host::Host;
 use super::inbox::{Letters, now_us};
 use super::pass::{Pass, Piece};
 use super::{Console, Tally};
 use crate::serve::events::Events;
+use crate::serve::hub::Hub;
 use crate::serve::registry::lock;
 
 /// See the module's documentation.
 pub(super) struct Writer<'a> {
+    hub: &'a Hub,
     console: &'a Console,
     events: &'a Events,
     by_address: HashMap<IpAddr, u32>,
     hosts: Vec<Host>,
+    boots: Boots,
     pass: Pass,
     room: Room,
     tally: Tally,
@@ -41,13 +47,16 @@ pub(super) struct Writer<'a> {
 }
 
 /// Writes logs until the server ends, and then what is left.
-pub(super) fn run(console: &Console, events: &Events, stopping: impl Fn() -> bool) {
+pub fn run(hub: &Hub) {
+    let (console, events) = (&hub.console, &hub.events);
     let (sync, syncing) = syncer();
     let mut writer = Writer {
+        hub,
         console,
         events,
         by_address: HashMap::new(),
         hosts: Vec::new(),
+        boots: Boots::default(),
         pass: Pass::default(),
         room: Room::new(WAITING_BYTES_MAX),
         tally: Tally::default(),
@@ -57,12 +66,8 @@ pub(super) fn run(console: &Console, events: &Events, stopping: impl Fn() -> boo
         sync,
     };
     let mut letters = Letters::default();
-    while !stopping() {
-        console.inbox.wait(if writer.waiting.is_empty() {
-            IDLE_WAIT
-        } else {
-            HOLE_WAIT
-        });
+    while !console.ends() {
+        console.inbox.wait(writer.patience());
         // What comes in the meantime shares this pass's writes.
         thread::sleep(if letters.len() > BUSY_DATAGRAMS {
             BUSY_WAIT
@@ -70,7 +75,7 @@ pub(super) fn run(console: &Console, events: &Events, stopping: impl Fn() -> boo
             CALM_WAIT
         });
         letters = console.inbox.swap(letters);
-        writer.take(&letters);
+        writer.take(&mut letters);
         writer.write();
     }
     loop {
@@ -78,7 +83,7 @@ pub(super) fn run(console: &Console, events: &Events, stopping: impl Fn() -> boo
         if letters.is_empty() {
             break;
         }
-        writer.take(&letters);
+        writer.take(&mut letters);
     }
     writer.finish();
     drop(writer);
@@ -103,7 +108,22 @@ fn syncer() -> (SyncSender<File>, Option<JoinHandle<()>>) {
 }
 
 impl Writer<'_> {
-    fn take(&mut self, letters: &Letters) {
+    /// How long the thread sleeps when nothing comes.
+    fn patience(&self) -> Duration {
+        if self.waiting.is_empty() && !self.sealed_waits() {
+            IDLE_WAIT
+        } else {
+            HOLE_WAIT
+        }
+    }
+
+    fn take(&mut self, letters: &mut Letters) {
+        for letter in letters.take_sealed() {
+            if let Err(reason) = self.take_sealed(letter) {
+                self.hub.drops.add(reason);
+            }
+        }
+        self.give_up_sealed(false);
         letters.each(|from, at_us, datagram| self.take_one(from, at_us, datagram));
         let now_us = now_us();
         let mut index = 0;
@@ -157,12 +177,12 @@ impl Writer<'_> {
             return None;
         }
         let name = settings.name(from).ok()?;
-        let (mut host, resumed) = Host::open(&self.console.dir, name.as_str());
+        let (mut host, before) = Host::open(&self.console.dir, name.as_str(), None);
         host.told = (self.console.lost(), at_us);
         let id = u32::try_from(self.hosts.len()).ok()?;
         self.hosts.push(host);
         self.by_address.insert(from, id);
-        if resumed {
+        if before.is_some() {
             let begin = self.pass.text.len();
             let text = format_args!("the server was started again; what came before is missing");
             self.pass.note(at_us, (Note::Resumed, &[]), text);
@@ -226,6 +246,7 @@ impl Writer<'_> {
         }
         self.pass.hosts = hosts;
         self.pass.clear();
+        self.answer_sealed();
         self.tally.counts = self.pass.counts;
         self.tally.hosts = self.hosts.len() as u64;
         *lock(&self.console.tally) = self.tally;
@@ -255,7 +276,7 @@ impl Writer<'_> {
                 job.append(host, &mut slices, std::mem::take(&mut records));
             }
             if let Some(at_us) = piece.boot {
-                host.log.begin(at_us, None);
+                host.log.begin(at_us);
             }
             slices.push(IoSlice::new(&self.pass.text[begin..end]));
             records += piece.records;
@@ -292,6 +313,7 @@ impl Writer<'_> {
 
     /// The server ends: nothing is waited for any more.
     fn finish(&mut self) {
+        self.give_up_sealed(true);
         for id in 0..self.hosts.len() {
             let begin = self.pass.text.len();
             self.hosts[id].stream.finish(&mut self.room, &mut self.pass);

@@ -37,6 +37,8 @@ pub fn run(hub: &Arc<Hub>, socket: &UdpSocket) {
         batch.each(|peer, datagram| {
             if is_console(datagram) {
                 console.push(peer.address.ip(), datagram);
+            } else if is_log(datagram) {
+                console.push_sealed(peer, datagram);
             } else if let Err(reason) = take(hub, now, peer, datagram, &mut touched) {
                 hub.drops.add(reason);
             }
@@ -58,6 +60,11 @@ pub fn run(hub: &Arc<Hub>, socket: &UdpSocket) {
 /// In-tree netconsole sends text; ours does not begin like any.
 fn is_console(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| *first != MAGIC[0])
+}
+
+/// Log records of our own clients.
+fn is_log(datagram: &[u8]) -> bool {
+    Header::parse(datagram).is_ok_and(|header| header.kind == Kind::Log)
 }
 
 /// Counts what the kernel threw away since `before`, which becomes `total`.

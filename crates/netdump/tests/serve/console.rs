@@ -6,7 +6,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::server::Place;
+use netdump::key::HostKey;
+use proto::console::{Caller, Head, LogReply, LogWriter, Range, RecordHead};
+use proto::units::{ArmingId, PacketNumber, SessionId};
+use proto::wire::{HEADER_BYTES, Header, Kind, open_server, seal_client};
+
+use crate::server::{Place, Server};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -168,4 +173,108 @@ fn what_is_malformed_or_not_allowed_is_counted() {
     assert_eq!(figures["written"], raw + 1, "{figures}");
     assert_eq!(figures["limited"], 50 - raw, "{figures}");
     assert!(logs(&place, "127.0.9.4").is_empty());
+}
+
+/// A host of our own that says `records`, from sequence number `first` on.
+fn say(key: &HostKey, number: u64, first: u64, records: &[&str]) -> Vec<u8> {
+    let mut buffer = vec![0; 1400];
+    let head = Head {
+        boot: [0x2a; 16],
+        kernel_us: 100,
+        ..Head::default()
+    };
+    let payload = &mut buffer[HEADER_BYTES..1400 - 16];
+    let mut writer = LogWriter::new(payload, first).unwrap();
+    for text in records {
+        writer.room()[..text.len()].copy_from_slice(text.as_bytes());
+        let record = RecordHead {
+            time_us: 100_000_000,
+            level: 4,
+            facility: 0,
+            caller: Caller::Task(7),
+            continued: false,
+            cut: false,
+        };
+        writer.record(&record, text.len(), 0).unwrap();
+    }
+    let length = writer.finish(&head).unwrap();
+    let header = Header {
+        kind: Kind::Log,
+        attempt: 0,
+        session: session_of(key),
+        number: PacketNumber(number),
+    };
+    let keys = key.secret.log_keys(header.session);
+    let length = seal_client(&keys.client, &header, &mut buffer, length).unwrap();
+    buffer.truncate(length);
+    buffer
+}
+
+fn session_of(key: &HostKey) -> SessionId {
+    SessionId {
+        key: key.id,
+        arming: ArmingId(5),
+    }
+}
+
+/// Waits for a reply that says that all below `next` is written; what it asks for.
+fn reply(key: &HostKey, socket: &UdpSocket, next: u64) -> Vec<Range> {
+    let keys = key.secret.log_keys(session_of(key));
+    socket.set_read_timeout(Some(WAIT)).unwrap();
+    loop {
+        let mut buffer = [0; 1400];
+        let length = socket.recv(&mut buffer).unwrap();
+        let datagram = &mut buffer[..length];
+        let header = Header::parse(datagram).unwrap();
+        assert_eq!(header.kind, Kind::LogReply);
+        let (_, payload) = open_server(&keys.server, &header, datagram).unwrap();
+        let reply = LogReply::decode(payload).unwrap();
+        if reply.next == next {
+            return reply.asked().to_vec();
+        }
+    }
+}
+
+#[test]
+fn sealed_records_are_acknowledged_when_written_and_asked_for_again() {
+    let (place, key) = Place::new();
+    let server = place.serve(&[]);
+    let socket = host(5);
+    let send = |server: &Server, datagram: &[u8]| socket.send_to(datagram, server.address).unwrap();
+    send(&server, &say(&key, 0, 0, &["zero", "one\nmore"]));
+    send(&server, &say(&key, 1, 4, &["four"]));
+    assert_eq!(reply(&key, &socket, 2), [Range { first: 2, end: 4 }]);
+    send(&server, &say(&key, 2, 2, &["two", "three"]));
+    assert_eq!(reply(&key, &socket, 5), []);
+    let log = wait_for(&place, "web1", 1, ";four").remove(0);
+    assert!(
+        log.to_str().unwrap().ends_with("-2a2a2a2a.0000.log"),
+        "{log:?}"
+    );
+    let mut forged = say(&key, 3, 5, &["forged"]);
+    forged[60] ^= 1;
+    send(&server, &forged);
+    let drops = server.stop();
+    assert_eq!(drops["bad_seal"], 1, "{drops}");
+    // Another server knows from the log how far the first one has come.
+    let server = place.serve(&[]);
+    send(&server, &say(&key, 4, 5, &[]));
+    assert_eq!(reply(&key, &socket, 5), []);
+    send(&server, &say(&key, 5, 5, &["five"]));
+    send(&server, &say(&key, 6, 7, &["seven"]));
+    // The host is silent: what is missing is given up.
+    let log = wait_for(&place, "web1", 1, ";seven").remove(0);
+    let expected = [
+        "!boot,0;a boot begins\trelease=-",
+        "4,0,100000000,-,caller=T7;zero",
+        "4,1,100000000,-,caller=T7;one\\x0amore",
+        "4,2,100000000,-,caller=T7;two",
+        "4,3,100000000,-,caller=T7;three",
+        "4,4,100000000,-,caller=T7;four",
+        "4,5,100000000,-,caller=T7;five",
+        "!lost,6,6,1;1 records, 6 to 6, are lost: asked for in vain",
+        "4,7,100000000,-,caller=T7;seven",
+    ];
+    assert_eq!(lines(&log), expected);
+    server.stop();
 }
