@@ -13,13 +13,14 @@ mod console;
 mod engines;
 mod files;
 mod formats;
+mod netconsole;
 mod world;
 
 /// The environment variable that names the target.
 pub const TARGET_VARIABLE: &str = "NETDUMP_FUZZ_TARGET";
 
 /// Every target and its name, which is also that of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 13] = [
+pub const TARGETS: [(&str, fn(&[u8])); 14] = [
     ("arming", formats::arming),
     ("client", engines::client),
     ("console", console::console),
@@ -27,6 +28,7 @@ pub const TARGETS: [(&str, fn(&[u8])); 13] = [
     ("dump", files::dump),
     ("key", files::key),
     ("lz4", formats::lz4),
+    ("netconsole", netconsole::netconsole),
     ("record", formats::record),
     ("reply", formats::reply),
     ("server", engines::server),
