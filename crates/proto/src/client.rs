@@ -15,6 +15,7 @@
 mod attempts;
 mod composer;
 mod pull;
+mod rate;
 mod walk;
 mod window;
 
@@ -163,7 +164,7 @@ pub struct Start<'a> {
     pub server: &'a Server,
     /// Largest UDP payload to send, in bytes; cut to the protocol's bounds.
     pub datagram_bytes: usize,
-    /// Buffers in the pool; rounded down to a power of two, at most [`SLOTS_MAX`].
+    /// Buffers in the pool; at most [`SLOTS_MAX`] are used.
     pub pool_slots: u16,
     /// How long to go on without a reply.
     pub give_up: Micros,
@@ -260,7 +261,7 @@ impl Client {
         self.ended = false;
         let mut hello = *hello;
         hello.version = crate::record::HELLO_VERSION.into();
-        hello.pool_slots = self.window.slots().into();
+        hello.pool_slots = self.window.buffers().into();
         hello.packet_bytes = u16::try_from(self.payload_bytes).unwrap_or(u16::MAX).into();
         self.composer.start(&hello);
     }
@@ -290,8 +291,9 @@ impl Client {
         }
         if let Some(slot) = self.window.resend(now, pool) {
             // Where there is one buffer only, this send takes it from the next packet.
-            let next_is_apart = self.window.slot_of(self.window.next()) != slot.index;
-            let more = self.window.resend_ready(pool) || (next_is_apart && self.can_compose(pool));
+            let next_is_apart = self.window.next_buffer() != slot.index;
+            let more = self.window.resend_ready(now, pool)
+                || (next_is_apart && self.can_compose(now, pool));
             return Step::Send {
                 slot: slot.index,
                 len: slot.bytes,
@@ -331,7 +333,7 @@ impl Client {
 
     /// Getter: the smoothed round trip, once one is measured.
     #[must_use]
-    pub const fn round_trip(&self) -> Option<Micros> {
+    pub fn round_trip(&self) -> Option<Micros> {
         self.window.round_trip()
     }
 
@@ -364,10 +366,11 @@ impl Client {
 
     /// Puts stream bytes into the next packet until it is full or the composer has no more for now.
     fn compose(&mut self, now: Instant, pool: &mut impl Pool) -> Step {
-        if !self.window.may_send() {
-            return Step::WaitUntil(self.window.deadline(now));
+        if !self.window.may_send(now) {
+            let paced = self.window.is_paced();
+            return Step::WaitUntil(self.window.wait_until(now, paced));
         }
-        let index = self.window.slot_of(self.window.next());
+        let index = self.window.next_buffer();
         let Some(buffer) = pool.buffer(index) else {
             return Step::WaitUntil(now + BUSY_WAIT);
         };
@@ -383,7 +386,7 @@ impl Client {
                 }
                 Next::Read(want) => return Step::Read(want),
                 Next::Blocked if self.filled == 0 => {
-                    return Step::WaitUntil(self.window.deadline(now));
+                    return Step::WaitUntil(self.window.wait_until(now, false));
                 }
                 Next::Blocked => break,
             }
@@ -399,7 +402,7 @@ impl Client {
         };
         self.filled = 0;
         self.window.sent_new(now, len);
-        let more = self.can_compose(pool);
+        let more = self.can_compose(now, pool);
         Step::Send {
             slot: index,
             len,
@@ -408,12 +411,10 @@ impl Client {
     }
 
     /// Whether the next poll is sure to yield a full new packet.
-    fn can_compose(&self, pool: &mut impl Pool) -> bool {
-        self.window.may_send()
+    fn can_compose(&self, now: Instant, pool: &mut impl Pool) -> bool {
+        self.window.would_send(now)
             && self.composer.pending() >= self.payload_bytes.saturating_sub(self.filled)
-            && pool
-                .buffer(self.window.slot_of(self.window.next()))
-                .is_some()
+            && pool.buffer(self.window.next_buffer()).is_some()
     }
 
     fn header(&self) -> Header {

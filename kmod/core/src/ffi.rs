@@ -185,7 +185,7 @@ const _: () = assert!(MESSAGE_BYTES == 872);
 const _: () = assert!(STATUS_BYTES == 372);
 const _: () = assert!(BLOCK_BYTES == 65536);
 const _: () = assert!(BLOCK_PAGES == 16);
-const _: () = assert!(SLOTS_MAX == 1024);
+const _: () = assert!(SLOTS_MAX == 2048);
 const _: () = assert!(RAM_RANGES_MAX == 512);
 const _: () = assert!(WRITTEN_RANGES_MAX == 1024);
 

@@ -10,9 +10,9 @@ use crate::units::PacketNumber;
 pub const SERVER_TRY: Micros = Micros::from_secs(10);
 
 /// How often a crash goes on after a session with a server that did answer. Without a bound two
-/// servers that name each other would keep a dead host from its reboot for ever; with it, a minute or
-/// two, while a server that is restarted over and over is still followed.
-pub const MOVES_MAX: u16 = 1000;
+/// servers that name each other would keep a dead host from its reboot for ever; with it, some
+/// minutes, while a server that is restarted over and over is still followed.
+pub const MOVES_MAX: u16 = 10_000;
 
 /// How far the sessions with one server got, so that starting over uses no packet number twice.
 #[derive(Clone, Copy)]
@@ -155,9 +155,9 @@ mod tests {
         }
         for then in [Then::Redirect(1), Then::StartOver, Then::Over] {
             attempts.heard(now);
-            assert!(!attempts.next(now, &ended(then), PacketNumber(100_000)));
+            assert!(!attempts.next(now, &ended(then), PacketNumber(1_000_000)));
         }
-        assert!(attempts.next(now, &ended(Then::Over), PacketNumber(100_000)));
+        assert!(attempts.next(now, &ended(Then::Over), PacketNumber(1_000_000)));
     }
 
     #[test]
