@@ -29,7 +29,7 @@ pub struct Rules<'a> {
     pub mac: Mac,
     /// The rings of that device.
     pub rings: &'a [Range],
-    /// Blocks of [`BLOCK_PAGES`] pages in which a descriptor of those rings points, from
+    /// Blocks of `BLOCK_PAGES` pages in which a descriptor of those rings points, from
     /// [`buffer_blocks`].
     pub buffers: &'a BTreeSet<u64>,
     /// Memory through which the kernel passes what a device cannot reach itself (swiotlb).
