@@ -582,15 +582,22 @@ static void nd_pool_seal(void)
 {
 	u32 i;
 
+	nd.pool_checked = false;
 	for (i = 0; i <= nd.slots; i++)
 		nd.seals[i] = nd_pool_digest(i);
 }
 
-/* What crashed the kernel may have written over buffers before. Those are not used; false if too few are left. */
+/*
+ * What crashed the kernel may have written over buffers before. Those are not used; false if too few are left. Buffers that
+ * have been sent from since are no longer as they were sealed, so only the first call looks.
+ */
 static bool nd_pool_check(void)
 {
 	u32 i, good = 0;
 
+	if (nd.pool_checked)
+		return nd.slots >= ND_SLOTS_MIN;
+	nd.pool_checked = true;
 	for (i = 0; i <= nd.slots; i++) {
 		if (nd_pool_digest(i) != nd.seals[i])
 			continue;
@@ -598,10 +605,8 @@ static bool nd_pool_check(void)
 		nd.frames[good++] = nd.frames[i];
 	}
 	nd.overwritten = nd.slots + 1 - good;
-	if (good <= ND_SLOTS_MIN)
-		return false;
-	nd.slots = good - 1;
-	return true;
+	nd.slots = good ? good - 1 : 0;
+	return nd.slots >= ND_SLOTS_MIN;
 }
 
 u8 *nd_frame(u32 slot)

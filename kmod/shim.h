@@ -105,6 +105,7 @@ struct nd_shim {
 	struct sk_buff *pool[ND_SLOTS_MAX + 1];
 	u8 *frames[ND_SLOTS_MAX + 1];
 	u64 seals[ND_SLOTS_MAX + 1];
+	bool pool_checked;
 	u32 slots;
 	u32 frame_bytes_max;
 	bool keep_user;

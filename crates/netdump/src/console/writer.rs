@@ -1,7 +1,7 @@
 //! The thread that puts datagrams into order and into their hosts' logs.
 //!
 //! It takes all that waits, pass by pass: the busier the hosts, the larger the passes, and the fewer
-//! writes a line. A disk that is full stops it; then the [`Inbox`] fills, and only what does not fit
+//! writes a line. A disk that is full stops it; then the inbox fills, and only what does not fit
 //! there is lost, and counted.
 
 mod sealed;

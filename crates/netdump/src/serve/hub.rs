@@ -207,7 +207,7 @@ impl Hub {
             }
             Policy::Full => {}
         }
-        match self.room(ram_pages, promised) {
+        match self.room(bytes_expected(ram_pages, self.filter), promised) {
             Ok(()) => Want::Full {
                 filter: self.filter,
             },
@@ -215,12 +215,10 @@ impl Hub {
         }
     }
 
-    /// Whether the disk has room for a crash of `ram_pages` pages while `promised` bytes are still
-    /// to come from others; if not, says how much it has.
-    pub fn room(&self, ram_pages: u64, promised: u64) -> Result<(), String> {
-        let need = ram_pages
-            .saturating_mul(PAGE_BYTES as u64)
-            .saturating_add(SPACE_MARGIN_BYTES);
+    /// Whether the disk has room for a crash of `expected` bytes while `promised` bytes are still to
+    /// come from others; if not, says how much it has.
+    pub fn room(&self, expected: u64, promised: u64) -> Result<(), String> {
+        let need = expected.saturating_add(SPACE_MARGIN_BYTES);
         match free_bytes(&self.dumpdir) {
             Ok(free) if free.saturating_sub(promised) >= need => Ok(()),
             Ok(free) => Err(format!(
@@ -290,3 +288,18 @@ const PACKET_BYTES_GUESS: u16 = 1424;
 /// What the kernel charges a socket for a packet beside its bytes, whose area is rounded up to a
 /// power of two.
 const PACKET_BOOKKEEPING_BYTES: usize = 1024;
+
+/// Bytes that a crash of `ram_pages` pages may take at this filter level. Without page cache, user
+/// memory and free memory rarely more than an eighth is left (docs/benchmarks.md); a quarter is
+/// asked for, and should the disk fill all the same, its watch stops the pages in time.
+pub fn bytes_expected(ram_pages: u64, filter: u8) -> u64 {
+    let bytes = ram_pages.saturating_mul(PAGE_BYTES as u64);
+    if filter & MOST_OF_MEMORY == MOST_OF_MEMORY {
+        bytes / 4
+    } else {
+        bytes
+    }
+}
+
+/// The bits of a filter level that leave out page cache, private page cache, user and free memory.
+const MOST_OF_MEMORY: u8 = 2 | 4 | 8 | 16;

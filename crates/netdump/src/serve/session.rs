@@ -15,7 +15,7 @@ use proto::record::RamRange;
 use proto::reply::Pull;
 use proto::server::Session as Engine;
 use proto::time::Instant as EngineInstant;
-use proto::units::{PAGE_BYTES, PacketNumber, SessionId};
+use proto::units::{PacketNumber, SessionId};
 use proto::wire::{INCARNATION_BYTES, Reject};
 
 use super::content::{Crash, Pulled, Summary};
@@ -23,6 +23,7 @@ use super::directory::{CrashDir, SESSION_FILE_VERSION, SessionFile, State};
 use super::disk::Disk;
 use super::events::{About, Arrived};
 use super::hold::Held;
+use super::hub::bytes_expected;
 use super::rest::Rest;
 use super::socket::Peer;
 use super::spool::Origin;
@@ -527,7 +528,7 @@ impl Session {
         let summary = &self.told.summary;
         let pages = summary.ram_pages.saturating_sub(summary.pages.total());
         if matches!(self.want, Some(Want::Full { .. } | Want::Rest { .. })) {
-            pages.saturating_mul(PAGE_BYTES as u64)
+            bytes_expected(pages, self.filter())
         } else {
             0
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::closing;
 use super::directory::State;
 use super::events::Event;
-use super::hub::Hub;
+use super::hub::{Hub, bytes_expected};
 use super::registry::{Shared, lock};
 use super::rest;
 use super::session::{Fate, Phase, Session};
@@ -324,7 +324,7 @@ pub fn leave(hub: &Arc<Hub>, shared: &Shared) {
             };
             (filter, session.told().summary.ram_pages)
         };
-        let want = match hub.room(ram_pages, promised(hub, &next)) {
+        let want = match hub.room(bytes_expected(ram_pages, filter), promised(hub, &next)) {
             Ok(()) => Want::Full { filter },
             Err(why) => Want::LogOnly(why),
         };
@@ -360,7 +360,9 @@ pub fn order(hub: &Arc<Hub>, shared: &Shared, order: Order) -> Result<&'static s
     let said = || "a person said so".to_owned();
     let want = match order {
         Order::Full { filter } => {
-            if let Err(why) = hub.room(ram_pages, promised(hub, shared)) {
+            let level = rest.or(filter).unwrap_or(hub.filter);
+            let expected = bytes_expected(ram_pages, level);
+            if let Err(why) = hub.room(expected, promised(hub, shared)) {
                 bail!("no room for all of {name}: {why}");
             }
             match rest {

@@ -429,7 +429,8 @@ fn a_disk_that_fills_up_costs_the_pages_but_not_the_log() {
                 while left > 0 && filler.write_all(&vec![7; 1 << 20]).is_ok() {
                     left -= 1 << 20;
                 }
-                std::thread::sleep(Duration::from_millis(700));
+                // Time for the server to see it, where it shall see it before it fails to write.
+                std::thread::sleep(Duration::from_millis(if leave > 0 { 700 } else { 0 }));
             }
         });
         let outcome = sent.outcome.unwrap();
