@@ -168,6 +168,9 @@ struct Options {
     /// The guest keeps the crashing task's user memory; for crashes in process context
     #[arg(long)]
     keep_user: bool,
+    /// The guest sends its kernel messages live, and they must all be in the server's log of it
+    #[arg(long)]
+    console: bool,
     /// The kernel with symbols; without it drgn and crash cannot read
     #[arg(long)]
     vmlinux: Option<PathBuf>,
@@ -318,6 +321,7 @@ fn plan(options: &Options, seed: u64) -> Plan {
         filter: options.filter,
         arm_filter: options.arm_filter,
         keep_user: options.keep_user,
+        console: options.console,
         vmlinux: options.vmlinux.clone(),
         drgn: options.drgn.clone(),
         makedumpfile: options.makedumpfile.clone(),

@@ -1,6 +1,7 @@
 //! The programs people open a vmcore with, run on it and judged: drgn, crash, and the reader of the
 //! plain log.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -331,6 +332,59 @@ pub fn judge_log(log: &str, console: &[String]) -> Complaints {
     complaints
 }
 
+/// Every kernel message of the serial console must be in the server's log of the host's live
+/// messages, and nothing may be told missing in it.
+#[must_use]
+pub fn judge_streamed(streamed: &str, console: &[String]) -> Complaints {
+    let mut complaints = Vec::new();
+    let mut texts = BTreeSet::new();
+    for line in streamed.lines() {
+        let Some((_utc, told)) = line.split_once(' ') else {
+            complaints.push(format!("no line of a log: {line:?}"));
+            continue;
+        };
+        if told.starts_with("!gap") || told.starts_with("!lost") || told.starts_with("!dropped") {
+            complaints.push(format!("the live messages are not whole: {told:?}"));
+        } else if let Some((_, text)) = told.split_once(';') {
+            // Behind a tab is the record's dictionary.
+            let text = unescaped(text.split('\t').next().unwrap_or(text));
+            texts.extend(text.lines().map(|line| line.trim_end().to_owned()));
+        }
+    }
+    let lost: Vec<&String> = console
+        .iter()
+        .filter(|line| !texts.contains(line.as_str()))
+        .collect();
+    if let Some(first) = lost.first() {
+        complaints.push(format!(
+            "{} of {} console lines did not come live, first {first:?}",
+            lost.len(),
+            console.len()
+        ));
+    }
+    complaints
+}
+
+/// A record's text as a console shows it: its `\xHH` are characters again.
+fn unescaped(text: &str) -> String {
+    let mut pieces = text.split("\\x");
+    let mut plain = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let digits = piece.get(..2);
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                plain.push(char::from(byte));
+                plain.push_str(&piece[2..]);
+            }
+            None => {
+                plain.push_str("\\x");
+                plain.push_str(piece);
+            }
+        }
+    }
+    plain
+}
+
 /// The kernel's messages in what a serial console wrote: the text behind the time, in the order
 /// printed.
 ///
@@ -370,6 +424,18 @@ mod tests {
         let panic = "[2] Kernel panic - not syncing: b\n";
         assert!(judge_log(&format!("[1] a\n{panic}"), &console[..1]).is_empty());
         assert_eq!(judge_log(panic, &[]).len(), 1);
+    }
+
+    #[test]
+    fn live_messages_must_be_whole() {
+        let console = ["a".to_owned(), "b\\c".to_owned()];
+        let whole = "2026-01-01T00:00:00Z 4,1,10,-;a  \tSUBSYSTEM=x\n\
+                     2026-01-01T00:00:00Z 4,2,11,-;0\\x0ab\\x5cc\n";
+        assert!(judge_streamed(whole, &console).is_empty());
+        let gap = format!("{whole}2026-01-01T00:00:00Z !gap,3,4;\n");
+        assert_eq!(judge_streamed(&gap, &console).len(), 1);
+        assert_eq!(judge_streamed(whole, &["d".to_owned()]).len(), 1);
+        assert_eq!(judge_streamed("", &console).len(), 1);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::readers::{self, Expected};
 use crate::ring::rings;
 use crate::road::{Faults, Mishaps};
 use crate::rules::{Rules, bounce_buffers, buffer_blocks};
-use crate::server::{Listen, Server, Session};
+use crate::server::{self, Listen, Server, Session};
 use crate::stage::{CRASH_DELAY, Fill, Kernel, Network, ORDERS_PATH, Orders, PatternRun, Stage};
 use crate::verdict::{Observations, Verdict};
 use crate::vm::{Accelerator, Guest, Nic, Vm};
@@ -73,6 +73,8 @@ pub struct Plan {
     pub arm_filter: u8,
     /// Whether the guest keeps the crashing task's user memory.
     pub keep_user: bool,
+    /// Whether the guest sends its kernel messages live.
+    pub console: bool,
     /// The kernel with symbols, for the readers.
     pub vmlinux: Option<PathBuf>,
     /// The words that start makedumpfile, to prove the filter.
@@ -202,6 +204,7 @@ impl Plan {
     fn arm_options(&self) -> Vec<String> {
         let mut options = vec!["--filter".to_owned(), self.arm_filter.to_string()];
         options.extend(self.keep_user.then(|| "--keep-user".to_owned()));
+        options.extend(self.console.then(|| "--console".to_owned()));
         options
     }
 
@@ -870,6 +873,14 @@ fn read(
             .into_iter()
             .map(|why| ("log".to_owned(), why)),
     );
+    if plan.console {
+        let streamed = server::console_log(crash_dir)?;
+        found.extend(
+            readers::judge_streamed(&streamed, readers::before_state(&console))
+                .into_iter()
+                .map(|why| ("console log".to_owned(), why)),
+        );
+    }
     if (session.cpus, session.cpus_captured) != (plan.cpus, plan.cpus) {
         let why = format!(
             "{} of {} CPUs captured, {} exist",

@@ -170,6 +170,32 @@ impl Server {
     }
 }
 
+/// What the server kept of the host's live messages: its logs beside `crash_dir`, in order of their
+/// names.
+///
+/// # Errors
+/// If there is none, or it cannot be read.
+pub fn console_log(crash_dir: &Path) -> Result<String> {
+    let console = crash_dir.with_file_name("console");
+    let mut paths = Vec::new();
+    for host in fs::read_dir(&console)
+        .with_context(|| format!("the server kept no messages: {}", console.display()))?
+    {
+        for log in fs::read_dir(host?.path())? {
+            paths.push(log?.path());
+        }
+    }
+    paths.sort();
+    let mut text = String::new();
+    for path in paths {
+        text.push_str(
+            &fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?,
+        );
+    }
+    Ok(text)
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {

@@ -80,6 +80,9 @@ pub(crate) struct Guest {
     /// Keep the crashing task's user memory.
     #[arg(long)]
     pub(crate) keep_user: bool,
+    /// Send the kernel's messages live; the server's log of them is compared with the serial console.
+    #[arg(long)]
+    pub(crate) console: bool,
     /// Read the vmcore with the kernel's symbols in drgn and crash too.
     #[arg(long)]
     pub(crate) symbols: bool,
@@ -113,6 +116,7 @@ impl Default for Guest {
             filter: None,
             arm_filter: None,
             keep_user: false,
+            console: false,
             symbols: false,
             drgn_only: false,
         }
@@ -273,6 +277,7 @@ impl Guest {
         option("arm-filter", self.arm_filter.map(|level| level.to_string()));
         for (name, wanted) in [
             ("--keep-user", self.keep_user),
+            ("--console", self.console),
             ("--ip6", self.ip6),
             ("--dead-server", self.dead_server),
         ] {
