@@ -101,7 +101,7 @@ fn steps(symbols: bool) -> Vec<Step> {
     steps
 }
 
-/// The fast lane: both kernels, four cards, a wire that loses, a filtered dump, and the crashes that
+/// The fast lane: both kernels, four cards, a wire that loses with live messages, a filtered dump, and the crashes that
 /// ask most of the dump path: held locks, the receive path, a fault of its own.
 fn guests() -> [Guest; 7] {
     let guest = |kernel: &str, nic: &str, crash: &str| Guest {
@@ -121,6 +121,7 @@ fn guests() -> [Guest; 7] {
         Guest {
             loss: Some(5.0),
             seed: Some(1),
+            console: true,
             ..guest("6.1", "e1000e", "panic")
         },
         Guest {
