@@ -848,6 +848,15 @@ fn write_differences(folder: &Path, comparison: &Comparison) -> Result<()> {
         .context("cannot write the differences")
 }
 
+/// Reads the server's log of the live messages; gives who complains and why.
+fn read_streamed(crash_dir: &Path, console: &[String]) -> Result<Vec<(String, String)>> {
+    let streamed = server::console_log(crash_dir)?;
+    let complaints = readers::judge_streamed(&streamed, console).into_iter();
+    Ok(complaints
+        .map(|why| ("console log".to_owned(), why))
+        .collect())
+}
+
 /// Lets everybody who reads vmcores and logs read; gives who complains and why.
 fn read(
     plan: &Plan,
@@ -874,12 +883,7 @@ fn read(
             .map(|why| ("log".to_owned(), why)),
     );
     if plan.console {
-        let streamed = server::console_log(crash_dir)?;
-        found.extend(
-            readers::judge_streamed(&streamed, readers::before_state(&console))
-                .into_iter()
-                .map(|why| ("console log".to_owned(), why)),
-        );
+        found.extend(read_streamed(crash_dir, expected.console)?);
     }
     if (session.cpus, session.cpus_captured) != (plan.cpus, plan.cpus) {
         let why = format!(
