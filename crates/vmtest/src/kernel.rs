@@ -49,6 +49,8 @@ pub enum Place {
 const STRUCT_PAGE: u64 = 64;
 /// Per-CPU symbols are offsets below this; everything else has the upper half of the address space.
 const PER_CPU_OFFSET_MAX: u64 = 1 << 20;
+/// The pages of the largest slab (`slab_max_order`).
+const SLAB_PAGES_MAX: u64 = 8;
 /// The parts of the image that are freed, each from one symbol to another (mark_rodata_ro,
 /// free_initmem and mem_encrypt_free_decrypted_mem).
 const FREED: [(&str, &str); 4] = [
@@ -141,6 +143,22 @@ impl<'a> KernelView<'a> {
             table = entry & FRAME_MASK;
         }
         None
+    }
+
+    /// Whether words at these offsets of one page are where one cache of the slab allocator keeps,
+    /// in objects that are free, the pointer to the next. The kernel scrambles it, so its value
+    /// says nothing.
+    #[must_use]
+    pub fn are_free_pointers(&self, words: &[u64]) -> bool {
+        // An object may lie across pages: the page is any of its slab.
+        let pages = 0..SLAB_PAGES_MAX;
+        pages.into_iter().any(|page| {
+            self.facts.slabs.iter().any(|(bytes, pointer)| {
+                words
+                    .iter()
+                    .all(|word| (page * PAGE_SIZE as u64 + word) % bytes == *pointer)
+            })
+        })
     }
 
     /// Whether the kernel has given the byte at this offset of its image back to the allocator: the

@@ -13,7 +13,7 @@ use anyhow::Result;
 use dump::PageState;
 
 use crate::pattern::{self, PAGE_SIZE};
-use crate::rules::{DRIVER_STATE, Rules, differences, word_at};
+use crate::rules::{DRIVER_STATE, FREE_LISTS, Rules, differences, word_at};
 use crate::stage::PatternRun;
 
 /// A page as bytes.
@@ -51,7 +51,7 @@ pub struct Comparison {
 /// Differences that are described; more of them rarely say more.
 const EXAMPLES_MAX: usize = 400;
 /// Pages a driver may keep its state in: descriptors' extra state of two queues, its structures,
-/// statistics.
+/// statistics. As many may hold objects that it gives back.
 const DRIVER_PAGES_MAX: u64 = 32;
 /// Differences of a page that are shown.
 const WORDS_MAX: usize = 8;
@@ -135,7 +135,7 @@ impl Comparison {
         let kind = written.kind(pfn).or_else(|| rules.allows(pfn, truth, page));
         if let Some(kind) = kind {
             let pages = self.listed_different.entry(kind.to_owned()).or_default();
-            if kind != DRIVER_STATE || *pages < DRIVER_PAGES_MAX {
+            if ![DRIVER_STATE, FREE_LISTS].contains(&kind) || *pages < DRIVER_PAGES_MAX {
                 *pages += 1;
                 return;
             }
@@ -225,6 +225,8 @@ pub fn pattern_damage(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::kernel::KernelView;
     use crate::memory::GuestMemory;
@@ -312,6 +314,46 @@ mod tests {
         );
         let comparison = run(&[], text(16));
         assert_eq!(comparison.different, 1);
+    }
+
+    #[test]
+    fn a_free_list_is_a_word_at_one_place_of_objects_of_a_slab_and_no_other() {
+        let chained = |offsets: &'static [usize]| {
+            let memory = GuestMemory::new(2 << 20).unwrap();
+            let facts = Kernel {
+                slabs: vec![(256, 0x70), (704, 0x140)],
+                ..Kernel::default()
+            };
+            let kernel = KernelView::new(&memory, &facts, 1);
+            let rules = Rules {
+                memory: &memory,
+                kernel: &kernel,
+                mac: [2; 6],
+                rings: &[],
+                buffers: &BTreeSet::new(),
+                bounce: None,
+                faults: false,
+            };
+            let scrambled = 0x7b45_05a8_6fa6_f2c0_u64.to_le_bytes();
+            let vmcore = |pfn, page: &mut Page| {
+                page.fill(0);
+                if pfn == 0x102 {
+                    for offset in offsets {
+                        page[*offset..offset + 8].copy_from_slice(&scrambled);
+                    }
+                }
+                Ok(PageState::Data)
+            };
+            let comparison = compare(&RAM, &Written::default(), &rules, vmcore).unwrap();
+            let listed = comparison.listed_different.get(FREE_LISTS).copied();
+            (listed.unwrap_or(0), comparison.different)
+        };
+        assert_eq!(chained(&[0x70, 0x170, 0xf70]), (1, 0));
+        assert_eq!(chained(&[0x140, 0x400]), (1, 0), "at the begin of its slab");
+        assert_eq!(chained(&[0x1c0, 0x480]), (1, 0), "in its second page");
+        assert_eq!(chained(&[0x70, 0x178]), (0, 1));
+        assert_eq!(chained(&[0x70, 0x140]), (0, 1), "of two caches");
+        assert_eq!(chained(&[0x78]), (0, 1));
     }
 
     #[test]

@@ -120,6 +120,8 @@ pub fn buffer_blocks(memory: &GuestMemory, rings: &[Range]) -> BTreeSet<u64> {
 
 /// The rule for memory that a network driver allocated for itself.
 pub const DRIVER_STATE: &str = "driver state";
+/// The rule for objects that the receive path gave back to the slab allocator.
+pub const FREE_LISTS: &str = "free lists";
 /// The lowest address of kernel memory with five levels of page tables.
 const KERNEL_POINTER: u64 = 0xff00_0000_0000_0000;
 /// Words below this are physical addresses, or numbers of 8 to 32 bits side by side.
@@ -147,19 +149,26 @@ impl Rules<'_> {
             return Some("receive buffers");
         }
         let mut page_rule = None;
+        let mut chained = Vec::new();
         for offset in differences(truth, page) {
             let address = pfn * PAGE_SIZE as u64 + offset as u64;
-            let rule = self.place_rule(address).or_else(|| {
-                let word = offset / 8 * 8;
-                let words = [word_at(truth, word), word_at(page, word)];
-                self.is_driver_state(address, words).then_some(DRIVER_STATE)
-            })?;
-            // The bounded rule counts, if any word needs it.
-            if page_rule.is_none() || rule == DRIVER_STATE {
-                page_rule = Some(rule);
+            let word = offset / 8 * 8;
+            let words = [word_at(truth, word), word_at(page, word)];
+            if let Some(rule) = self.place_rule(address) {
+                page_rule = page_rule.or(Some(rule));
+            } else if self.is_driver_state(address, words) {
+                // The bounded rule counts, if any word needs it.
+                page_rule = Some(DRIVER_STATE);
+            } else if self.kernel.place(address) == Place::Allocated {
+                chained.push(word as u64);
+            } else {
+                return None;
             }
         }
-        page_rule
+        match chained.as_slice() {
+            [] => page_rule,
+            words => self.kernel.are_free_pointers(words).then_some(FREE_LISTS),
+        }
     }
 
     /// The driver notes each frame in memory of its own: descriptors' extra state, statistics, the

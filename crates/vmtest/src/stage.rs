@@ -183,7 +183,7 @@ pub struct PatternRun {
     pub pages: u64,
 }
 
-/// Facts about the running kernel, from /proc/iomem and /proc/kallsyms.
+/// Facts about the running kernel, from /proc/iomem, /proc/kallsyms and /sys/kernel/slab.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Kernel {
     /// "System RAM": first and last byte of each range.
@@ -192,4 +192,7 @@ pub struct Kernel {
     pub code: u64,
     /// Data symbols: address, size up to the next symbol is left to the reader, name.
     pub symbols: Vec<(u64, String)>,
+    /// The slab caches that buffers of the network come from: bytes from object to object, and
+    /// where in a free one the pointer to the next lies.
+    pub slabs: Vec<(u64, u64)>,
 }
