@@ -20,7 +20,7 @@ use crate::byte;
 const PAGES_READ: usize = 64;
 
 /// A file with these contents, of this process alone.
-fn file(bytes: &[u8]) -> PathBuf {
+pub(crate) fn file(bytes: &[u8]) -> PathBuf {
     let path = std::env::temp_dir().join(format!("netdump-fuzz-{}", std::process::id()));
     fs::write(&path, bytes).expect("a temporary file can be written");
     let owner_only = fs::Permissions::from_mode(0o600);

@@ -13,14 +13,17 @@ mod console;
 mod engines;
 mod files;
 mod formats;
+mod lzo;
+mod memory;
 mod netconsole;
+mod text;
 mod world;
 
 /// The environment variable that names the target.
 pub const TARGET_VARIABLE: &str = "NETDUMP_FUZZ_TARGET";
 
 /// Every target and its name, which is also that of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 14] = [
+pub const TARGETS: [(&str, fn(&[u8])); 17] = [
     ("arming", formats::arming),
     ("client", engines::client),
     ("console", console::console),
@@ -28,11 +31,14 @@ pub const TARGETS: [(&str, fn(&[u8])); 14] = [
     ("dump", files::dump),
     ("key", files::key),
     ("lz4", formats::lz4),
+    ("lzo", lzo::lzo),
+    ("memory", memory::memory),
     ("netconsole", netconsole::netconsole),
     ("record", formats::record),
     ("reply", formats::reply),
     ("server", engines::server),
     ("spool", files::spool),
+    ("text", text::text),
     ("wire", formats::wire),
     ("world", world::world),
 ];

@@ -3,6 +3,7 @@
 //! Only what offsets need: structures, unions, enumerations, and what leads to their sizes. All
 //! offsets of kernel structures used by this crate come from here.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use super::image::{Unread, index};
@@ -13,6 +14,9 @@ const TYPES_MAX: usize = 2_000_000;
 const DEPTH_MAX: u32 = 16;
 /// Members of anonymous structures that are looked at for one name.
 const MEMBERS_MAX: u32 = 100_000;
+
+/// Bytes of the names that can be looked for; those of structures here are much shorter.
+const NAME_BYTES_MAX: usize = 64;
 
 const MAGIC: u16 = 0xeb9f;
 const HEADER_BYTES: usize = 24;
@@ -48,6 +52,8 @@ pub(crate) struct Btf {
     names: (usize, usize),
     /// Structures, unions and enumerations by name.
     named: HashMap<Vec<u8>, usize>,
+    /// Members that were looked up, by structure and path: the same few again and again.
+    found: RefCell<HashMap<String, Option<Field>>>,
 }
 
 /// A member of a structure.
@@ -101,6 +107,7 @@ impl Btf {
             types: vec![end],
             names,
             named: HashMap::new(),
+            found: RefCell::default(),
         };
         btf.walk(from, end)?;
         Ok(btf)
@@ -150,11 +157,12 @@ impl Btf {
         self.record_at(*self.types.get(number)?)
     }
 
-    /// The name at an offset, without its NUL.
+    /// The name at an offset, without its NUL and what is beyond [`NAME_BYTES_MAX`].
     fn name(&self, at: u32) -> &[u8] {
         let (from, end) = self.names;
         let names = self.data.get(from..end).unwrap_or_default();
         let name = names.get(index(u64::from(at))..).unwrap_or_default();
+        let name = name.get(..NAME_BYTES_MAX).unwrap_or(name);
         let length = memchr::memchr(0, name).unwrap_or(name.len());
         name.get(..length).unwrap_or_default()
     }
@@ -177,22 +185,32 @@ impl Btf {
 
     /// A member by its path, as in `("task_struct", "thread.sp")`.
     pub(crate) fn field(&self, name: &str, path: &str) -> Result<Field, Unread> {
+        let structure = self.structure(name)?;
+        let key = format!("{name}.{path}");
+        let known = self.found.borrow().get(&key).copied();
+        let field = known.unwrap_or_else(|| {
+            let field = self.member_at(structure, path);
+            self.found.borrow_mut().insert(key, field);
+            field
+        });
+        field.ok_or_else(|| Unread::Strange(format!("struct {name} has no {path}")))
+    }
+
+    fn member_at(&self, structure: usize, path: &str) -> Option<Field> {
         let mut field = Field {
-            type_id: self.structure(name)?,
+            type_id: structure,
             ..Field::default()
         };
         for part in path.split('.') {
             let number = self.resolved(field.type_id);
             let mut budget = MEMBERS_MAX;
-            let inner = self
-                .member(number, part.as_bytes(), DEPTH_MAX, &mut budget)
-                .ok_or_else(|| Unread::Strange(format!("struct {name} has no {path}")))?;
+            let inner = self.member(number, part.as_bytes(), DEPTH_MAX, &mut budget)?;
             let before = field.offset;
             field = inner;
             field.offset = before.saturating_add(inner.offset);
         }
         field.size = self.size_of(field.type_id, 0).unwrap_or(0);
-        Ok(field)
+        Some(field)
     }
 
     fn structure(&self, name: &str) -> Result<usize, Unread> {

@@ -335,8 +335,9 @@ impl<'a> Image<'a> {
         Ok(place)
     }
 
-    fn spend(&mut self, work: u64) -> Result<(), Unread> {
-        self.work += work;
+    /// Counts work that is more than a read; the same limit is for all.
+    pub(crate) fn spend(&mut self, work: u64) -> Result<(), Unread> {
+        self.work = self.work.saturating_add(work);
         if self.work > WORK_MAX {
             return Err(Unread::Exhausted);
         }

@@ -5,6 +5,9 @@
 //! relative to a base, and since 7.0 each is relative to its own place. Nothing tells which, so
 //! every way is tried, and the one that puts `_stext` where VMCOREINFO has it is right.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use dump::Vmcoreinfo;
 
 use super::image::{Image, Unread, index};
@@ -15,9 +18,12 @@ const SYMBOLS_MAX: usize = 2_000_000;
 const NAME_BYTES_MEAN: usize = 24;
 /// The longest name.
 const NAME_BYTES_MAX: usize = 1024;
-/// Bytes of the table of tokens: 256 of at most 64 letters.
-const TOKEN_TABLE_BYTES: usize = 256 * 64;
+/// Bytes of all names as they were before they were packed; 6.12 has 7 MiB.
+const NAMES_BYTES_MAX: usize = 256 << 20;
 const TOKENS: usize = 256;
+/// The letters of a token.
+const TOKEN_BYTES_MAX: usize = 64;
+const TOKEN_TABLE_BYTES: usize = TOKENS * TOKEN_BYTES_MAX;
 
 /// All symbols of the kernel's image, by address.
 pub(crate) struct Symbols {
@@ -26,6 +32,8 @@ pub(crate) struct Symbols {
     entries: Vec<Entry>,
     /// The places of functions in `entries`.
     functions: Vec<usize>,
+    /// What was looked up: the same few names again and again, for each CPU.
+    found: RefCell<HashMap<String, Option<u64>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -137,10 +145,15 @@ impl Symbols {
 
     /// The address of a symbol.
     pub(crate) fn address(&self, name: &str) -> Result<u64, Unread> {
-        let at = self.position(name);
-        at.and_then(|at| self.entries.get(at))
-            .map(|entry| entry.address)
-            .ok_or_else(|| Unread::Strange(format!("the kernel has no symbol {name}")))
+        let known = self.found.borrow().get(name).copied();
+        let address = known.unwrap_or_else(|| {
+            let at = self.position(name);
+            let entry = at.and_then(|at| self.entries.get(at));
+            let address = entry.map(|entry| entry.address);
+            self.found.borrow_mut().insert(name.to_owned(), address);
+            address
+        });
+        address.ok_or_else(|| Unread::Strange(format!("the kernel has no symbol {name}")))
     }
 
     /// The function that an address lies in, and how far behind its begin. Of several names for one
@@ -165,6 +178,7 @@ fn unpack(packed: &[u8], tokens: &[u8], token_index: &[u8; 2 * TOKENS], count: u
             let token = tokens
                 .get(usize::from(u16::from_le_bytes(at))..)
                 .unwrap_or_default();
+            let token = token.get(..TOKEN_BYTES_MAX).unwrap_or(token);
             let length = memchr::memchr(0, token).unwrap_or(0);
             token.get(..length).unwrap_or_default()
         })
@@ -173,9 +187,10 @@ fn unpack(packed: &[u8], tokens: &[u8], token_index: &[u8; 2 * TOKENS], count: u
         names: Vec::with_capacity(packed.len()),
         entries: Vec::with_capacity(count),
         functions: Vec::new(),
+        found: RefCell::default(),
     };
     let mut rest = packed;
-    while symbols.entries.len() < count {
+    while symbols.entries.len() < count && symbols.names.len() < NAMES_BYTES_MAX {
         let Some((codes, later)) = next_name(rest) else {
             break;
         };

@@ -12,6 +12,8 @@ use super::image::{Image, PIECE_MAX, Unread, index};
 const DESCRIPTOR_BITS_MAX: u64 = 22;
 /// Bytes of a ring of text, as a power of two.
 const TEXT_BITS_MAX: u64 = 26;
+/// Bytes of the lines that are kept; blocks that overlap could make them without end.
+const LINES_BYTES_MAX: usize = 2 * PIECE_MAX;
 /// The two highest bits of a descriptor's state variable.
 const STATE_SHIFT: u32 = 62;
 const ID_MASK: u64 = (1 << STATE_SHIFT) - 1;
@@ -136,7 +138,7 @@ impl Ring {
             let text = begin
                 .zip(next)
                 .and_then(|(begin, next)| self.block(begin, next, text_bytes, id, length));
-            match text {
+            match text.filter(|_| log.text.len() < LINES_BYTES_MAX) {
                 Some(text) => log.add(time, text),
                 None => log.lost += 1,
             }

@@ -12,6 +12,8 @@ use super::orc::Table;
 const MODULES_MAX: usize = 4096;
 /// Symbols of one module; amdgpu has 30,000.
 const SYMBOLS_MAX: u64 = 1 << 18;
+/// What a symbol of a module costs: the memory that its place is kept in.
+const SYMBOL_WORK: u64 = 4;
 /// Bytes of the longest name of a function in a module.
 const NAME_BYTES_MAX: usize = 512;
 /// Parts of a module's memory; 6.4 and later have seven.
@@ -177,6 +179,9 @@ impl Module {
     ) -> Option<(String, u64)> {
         let table = self.symbols?;
         let text = self.text;
+        if self.functions.is_none() {
+            image.spend(table.count.saturating_mul(SYMBOL_WORK)).ok()?;
+        }
         let functions = self
             .functions
             .get_or_insert_with(|| functions(image, table, text));

@@ -16,6 +16,8 @@ use super::orc::{Base, Entry, Kind};
 
 /// Frames of one backtrace; a 16 KiB stack that overflows has about 200.
 const FRAMES_MAX: usize = 256;
+/// What a frame costs beside its name and the reads that lead to it: the memory it is kept in.
+const FRAME_WORK: u64 = 64;
 /// The two bits of a code segment that say which ring it runs in.
 const RING: u64 = 3;
 /// The first address of the kernel's half, with four or five levels of page tables.
@@ -163,7 +165,13 @@ pub(crate) fn backtrace(kernel: &mut Kernel<'_>, registers: Registers) -> Backtr
             trace.broken = Some(format!("more than {FRAMES_MAX} frames"));
             return trace;
         }
-        trace.frames.push(frame(kernel, &now));
+        let frame = frame(kernel, &now);
+        let name = frame.function.as_ref().map_or(0, String::len);
+        if let Err(error) = kernel.image.spend(FRAME_WORK + name as u64) {
+            trace.broken = Some(error.to_string());
+            return trace;
+        }
+        trace.frames.push(frame);
         match caller(kernel, &now) {
             Ok(Some(next)) => now = next,
             Ok(None) => return trace,
