@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 use crate::console::settings::Settings;
+use crate::serve::signatures;
 
 /// What the file may hold.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -15,6 +16,8 @@ use crate::console::settings::Settings;
 pub struct Config {
     /// Hosts' logs.
     pub console: Settings,
+    /// What is wanted of crashes that are known.
+    pub signatures: signatures::Settings,
 }
 
 impl Config {

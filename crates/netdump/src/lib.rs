@@ -13,6 +13,7 @@ pub mod log;
 pub mod module;
 pub mod netlink;
 pub mod operate;
+pub mod records;
 pub mod send;
 pub mod serve;
 pub mod time;

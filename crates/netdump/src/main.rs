@@ -18,6 +18,7 @@ use netdump::config::Config;
 use netdump::key::{HostKey, HostName};
 use netdump::log;
 use netdump::operate;
+use netdump::records;
 use netdump::send::{self, Origin};
 use netdump::serve::events::Events;
 use netdump::serve::finish::Format;
@@ -65,6 +66,21 @@ enum Command {
     Log(LogArgs),
     /// List the crashes that a running server is receiving.
     List {
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// List the signatures of all crashes that were here: how often, where, when, and what is kept.
+    Signatures {
+        /// Take the next crash with this signature in full, whatever is kept of it already.
+        #[arg(long, value_name = "SIGNATURE")]
+        next_in_full: Option<String>,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Show a crash's record: what killed the host, what was decided, and why.
+    Show {
+        /// The crash: the name of its directory.
+        crash: String,
         #[command(flatten)]
         server: ServerArgs,
     },
@@ -270,7 +286,8 @@ struct ServeArgs {
     /// the pages everybody sends at once.
     #[arg(long, default_value_t = SESSIONS_MAX)]
     active: usize,
-    /// The configuration file, TOML: what is kept of hosts' console messages.
+    /// The configuration file, TOML: what is kept of hosts' console messages, and of crashes that
+    /// are known already.
     #[arg(long)]
     config: Option<PathBuf>,
     /// Print one JSON object an event on stdout.
@@ -359,6 +376,19 @@ fn run(command: Command) -> Result<()> {
         Command::Triage(args) => run_triage(&args),
         Command::Log(args) => log::run(&args.into()),
         Command::List { server } => print(server.json, &operate::list(&server.dumpdir)?),
+        Command::Signatures {
+            next_in_full: Some(signature),
+            server,
+        } => print(
+            server.json,
+            &operate::want_next(&server.dumpdir, signature)?,
+        ),
+        Command::Signatures { server, .. } => {
+            print(server.json, &records::signatures(&server.dumpdir)?)
+        }
+        Command::Show { crash, server } => {
+            print(server.json, &records::show(&server.dumpdir, &crash)?)
+        }
         Command::Verdict(args) => {
             let VerdictArgs {
                 crash,
@@ -502,6 +532,7 @@ fn run_server(args: ServeArgs) -> Result<()> {
         silence: SILENCE_MAX,
         linger: LINGER,
         console: config.console,
+        signatures: config.signatures,
         triage: Some(std::env::current_exe().context("cannot find this program")?),
     };
     let server = Server::start(&options, Events::new(json))?;

@@ -1,4 +1,4 @@
-//! What people ask a running server: `netdump list`, `netdump verdict` and `netdump pull`, over the
+//! What people ask a running server: `netdump list`, `verdict`, `pull` and `signatures`, over the
 //! control socket in its dump directory.
 
 use std::fmt;
@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::serve::content::PULLED_PAGES_MAX;
 use crate::serve::control::{Answer, CONTROL_FILE, PagesRow, Request, Row};
+use crate::serve::signatures::Entries;
 
 /// The sessions under way, for people and programs.
 #[derive(Debug, Serialize)]
@@ -37,10 +38,28 @@ pub struct Pages {
 
 /// The sessions under way at the server that works in `dumpdir`.
 pub fn list(dumpdir: &Path) -> Result<Sessions> {
-    match ask(dumpdir, &Request::List)?.0 {
-        Answer::Sessions(rows) => Ok(Sessions(rows)),
-        other @ (Answer::Done(_) | Answer::Pages(_) | Answer::Refused(_)) => unexpected(&other),
-    }
+    let (answer, _) = ask(dumpdir, &Request::List)?;
+    let Answer::Sessions(rows) = answer else {
+        return unexpected(&answer);
+    };
+    Ok(Sessions(rows))
+}
+
+/// The signatures that the server in `dumpdir` knows.
+pub fn signatures(dumpdir: &Path) -> Result<Entries> {
+    let (answer, _) = ask(dumpdir, &Request::Signatures)?;
+    let Answer::Signatures(entries) = answer else {
+        return unexpected(&answer);
+    };
+    Ok(entries)
+}
+
+/// Has the server in `dumpdir` take the next crash with this signature in full.
+pub fn want_next(dumpdir: &Path, signature: String) -> Result<Told> {
+    let request = Request::WantNext {
+        signature: signature.clone(),
+    };
+    done(dumpdir, &request, signature)
 }
 
 /// Says what is wanted of a crash.
@@ -49,30 +68,37 @@ pub fn verdict(dumpdir: &Path, crash: String, order: crate::serve::verdict::Orde
         crash: crash.clone(),
         order,
     };
-    match ask(dumpdir, &request)?.0 {
-        Answer::Done(verdict) => Ok(Told { crash, verdict }),
-        other @ (Answer::Sessions(_) | Answer::Pages(_) | Answer::Refused(_)) => unexpected(&other),
-    }
+    done(dumpdir, &request, crash)
+}
+
+/// What came of a request about `what`.
+fn done(dumpdir: &Path, request: &Request, what: String) -> Result<Told> {
+    let (answer, _) = ask(dumpdir, request)?;
+    let Answer::Done(verdict) = answer else {
+        return unexpected(&answer);
+    };
+    Ok(Told {
+        crash: what,
+        verdict,
+    })
 }
 
 /// Gets pages from a host that is held, or still sends.
 pub fn pull(dumpdir: &Path, crash: String, ranges: Vec<(u64, u64)>) -> Result<Pages> {
     let (answer, bytes) = ask(dumpdir, &Request::Pull { crash, ranges })?;
-    match answer {
-        Answer::Pages(pages) => {
-            let data = pages.iter().filter(|row| row.kind == "data");
-            let count: u64 = data.map(|row| row.pages).sum();
-            let told = usize::try_from(count).unwrap_or(usize::MAX);
-            if bytes.len() != told.saturating_mul(PAGE_BYTES) {
-                bail!(
-                    "the server announced {count} pages and sent {} bytes",
-                    bytes.len()
-                );
-            }
-            Ok(Pages { pages, bytes })
-        }
-        other @ (Answer::Sessions(_) | Answer::Done(_) | Answer::Refused(_)) => unexpected(&other),
+    let Answer::Pages(pages) = answer else {
+        return unexpected(&answer);
+    };
+    let data = pages.iter().filter(|row| row.kind == "data");
+    let count: u64 = data.map(|row| row.pages).sum();
+    let told = usize::try_from(count).unwrap_or(usize::MAX);
+    if bytes.len() != told.saturating_mul(PAGE_BYTES) {
+        bail!(
+            "the server announced {count} pages and sent {} bytes",
+            bytes.len()
+        );
     }
+    Ok(Pages { pages, bytes })
 }
 
 /// `PFN` or `PFN+COUNT`, in decimal or, with `0x`, in hexadecimal.
@@ -152,9 +178,10 @@ impl fmt::Display for Sessions {
                 writeln!(f)?;
             }
             let percent = row.pages.saturating_mul(100).checked_div(row.ram_pages);
+            let why = row.why.as_deref().map(|why| format!("; {why}"));
             write!(
                 f,
-                "{}: {}, {} of {} pages ({} %), {} in {:.1} s, heard {:.1} s ago: {}",
+                "{}: {}, {} of {} pages ({} %), {} in {:.1} s, heard {:.1} s ago: {}{}",
                 row.crash,
                 row.state,
                 row.pages,
@@ -163,11 +190,27 @@ impl fmt::Display for Sessions {
                 rate(row),
                 row.seconds,
                 row.silent_seconds,
-                row.reason
+                row.reason,
+                why.unwrap_or_default()
             )?;
         }
         Ok(())
     }
+}
+
+/// Rows of equal length with their columns aligned, a line each, no line end behind the last.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..columns).filter_map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Megabytes (10^6) a second; a time too short to tell counts as a hundredth of a second.

@@ -4,7 +4,8 @@
 //! datagram's [`session`] in the [`registry`] and gives it to the session's engine. What became
 //! complete of the stream a thread of [`writers`] brings to the session's [`disk`]: into the
 //! [`spool`], then through [`content`] to the log; then the engine replies. When it is known who
-//! crashed, [`verdict`] decides what is wanted, as [`admission`] has places. At the end [`closing`]
+//! crashed, and its text tells the [`cause`], [`verdict`] decides what is wanted, by what
+//! [`signatures`] are known and as [`admission`] has places. At the end [`closing`]
 //! syncs the spool, tells the host to reboot and has [`finish`] write the vmcore.
 //!
 //! A crash is a directory, whatever happens on the way: [`revive`] takes it up from its spools,
@@ -12,6 +13,7 @@
 //! interfere.
 
 pub mod admission;
+pub mod cause;
 pub mod closing;
 pub mod content;
 pub mod control;
@@ -31,6 +33,7 @@ pub mod rest;
 pub mod revive;
 pub mod session;
 pub mod signal;
+pub mod signatures;
 pub mod socket;
 pub mod spool;
 pub mod verdict;
@@ -44,7 +47,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
@@ -95,6 +98,8 @@ pub struct Options {
     pub linger: Duration,
     /// Hosts' logs.
     pub console: Settings,
+    /// What is wanted of crashes that are known.
+    pub signatures: signatures::Settings,
     /// The `netdump` that writes the reports of crashes; `None` writes none.
     pub triage: Option<PathBuf>,
 }
@@ -212,6 +217,7 @@ impl Server {
         if figures != Figures::default() {
             self.hub.events.tell(&Event::Console { figures });
         }
+        save_signatures(&self.hub);
         let live = self.hub.registry.live();
         for session in &live {
             let Some(disk) = lock(session).disk() else {
@@ -293,6 +299,7 @@ fn no_ipv6(error: &io::Error) -> bool {
 fn keep_house(hub: &Arc<Hub>) {
     let mut told = DropCounts::default();
     let mut told_at = Instant::now();
+    let mut saved_at = Instant::now();
     while !hub.stopping() {
         thread::sleep(HOUSEKEEPING_EVERY);
         for shared in hub.registry.live() {
@@ -308,6 +315,13 @@ fn keep_house(hub: &Arc<Hub>) {
             Ok(_) => {}
             Err(error) => hub.events.warn_rarely(format!("{error:#}")),
         }
+        if saved_at.elapsed() >= SIGNATURES_EVERY {
+            saved_at = Instant::now();
+            for notice in hub.signatures.notices(SystemTime::now()) {
+                hub.events.tell(&Event::Notice { notice });
+            }
+            save_signatures(hub);
+        }
         let counts = hub.drops.counts();
         if counts != told && told_at.elapsed() >= DROPS_EVERY {
             (told, told_at) = (counts, Instant::now());
@@ -316,15 +330,25 @@ fn keep_house(hub: &Arc<Hub>) {
     }
 }
 
+fn save_signatures(hub: &Hub) {
+    if let Err(error) = hub.signatures.save() {
+        hub.events.warn_rarely(format!("{error:#}"));
+    }
+}
+
 fn look_after(hub: &Arc<Hub>, shared: &Shared) {
-    let (disk, gone) = {
-        let session = lock(shared);
+    let (disk, gone, decide) = {
+        let mut session = lock(shared);
         if session.phase() == Phase::Closing {
             return;
         }
         tell_progress(hub, &session);
-        (session.disk(), is_gone(hub, &session))
+        let decide = session.verdict_due() && session.queue_for_verdict();
+        (session.disk(), is_gone(hub, &session), decide)
     };
+    if decide {
+        hub.queue.push(Arc::clone(shared), false);
+    }
     // A writer that has it, and may wait for the disk, writes the log itself.
     if let Some(disk) = disk
         && let Ok(mut disk) = disk.try_lock()
@@ -384,6 +408,8 @@ const LOCK_FILE: &str = ".netdump.lock";
 /// Below this a burst of a few clients is lost while the disk stalls for a tenth of a second.
 const BUFFER_BYTES_WANTED: usize = 16 << 20;
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
+/// How often the file of signatures is written, and what is to be told of them looked for.
+const SIGNATURES_EVERY: Duration = Duration::from_secs(1);
 const DROPS_EVERY: Duration = Duration::from_secs(5);
 /// A host that was sent to another server and is silent for so long is there.
 const REDIRECTED: Duration = Duration::from_secs(3);

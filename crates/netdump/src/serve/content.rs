@@ -56,6 +56,14 @@ pub struct Summary {
     pub written: Vec<(u64, u32, u32)>,
 }
 
+impl Summary {
+    /// Release and version of the kernel: which build it is.
+    #[must_use]
+    pub fn build(&self) -> String {
+        format!("{} {}", self.kernel, self.kernel_version)
+    }
+}
+
 /// The process that ran on the CPU that crashed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {

@@ -22,6 +22,7 @@ use super::content::{PULLED_PAGES_MAX, Piece, Pulled};
 use super::hub::Hub;
 use super::registry::{Shared, lock};
 use super::session::{Phase, Session};
+use super::signatures::Entries;
 use super::verdict::{Order, order};
 use super::writers::speak;
 
@@ -42,6 +43,13 @@ const IDLE_WAIT: Duration = Duration::from_millis(50);
 pub enum Request {
     /// Which sessions are under way?
     List,
+    /// Which signatures are known?
+    Signatures,
+    /// Take the next crash with this signature in full.
+    WantNext {
+        /// The signature.
+        signature: String,
+    },
     /// Have this crash do that.
     Verdict {
         /// The name of its directory.
@@ -64,6 +72,8 @@ pub enum Request {
 pub enum Answer {
     /// The sessions under way.
     Sessions(Vec<Row>),
+    /// The signatures.
+    Signatures(Entries),
     /// It is done; this is the verdict now.
     Done(String),
     /// Pages; the bytes of those with contents follow the line.
@@ -83,9 +93,15 @@ pub struct Row {
     pub peer: String,
     /// `full`, `wait`, ...; `closing` when the vmcore is being written.
     pub state: String,
-    /// Why it is not full.
+    /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// The crash's signature, if its text tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+    /// The title that goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
     /// Why the kernel died.
     pub reason: String,
     /// How often the client had started over.
@@ -197,6 +213,12 @@ fn answer(hub: &Arc<Hub>, request: Request) -> Result<(Answer, Vec<Piece>)> {
             rows.sort_by(|one, other| one.crash.cmp(&other.crash));
             Ok((Answer::Sessions(rows), Vec::new()))
         }
+        Request::Signatures => Ok((Answer::Signatures(hub.signatures.entries()), Vec::new())),
+        Request::WantNext { signature } => {
+            hub.signatures.want_next(&signature)?;
+            let done = "the next one is wanted in full".to_owned();
+            Ok((Answer::Done(done), Vec::new()))
+        }
         Request::Verdict { crash, order: said } => {
             let done = order(hub, &find(hub, &crash)?, said)?;
             Ok((Answer::Done(done.to_owned()), Vec::new()))
@@ -226,12 +248,16 @@ fn row(session: &Session) -> Row {
         (Phase::Receiving, Some(want)) => want.name(),
         (Phase::Receiving, None) => ("undecided", None),
     };
+    let ruling = session.ruling();
+    let cause = ruling.and_then(|ruling| ruling.cause.as_ref());
     Row {
         crash: session.dir().name().to_owned(),
         host: session.about().host.clone(),
         peer: session.peer().address.to_string(),
         state: state.to_owned(),
-        why,
+        why: why.or_else(|| ruling.map(|ruling| ruling.why.clone())),
+        signature: cause.map(|cause| cause.signature.clone()),
+        title: cause.map(|cause| cause.title.clone()),
         reason: told.summary.reason.clone(),
         attempt: session.attempt(),
         pages: arrived.pages,

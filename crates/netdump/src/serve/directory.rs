@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::content::Summary;
 use super::registry::Over;
+use super::signatures::Ruling;
 use super::spool::SPOOL_FILE;
 use super::verdict::Want;
 use crate::key::HostName;
@@ -89,6 +90,9 @@ pub struct SessionFile {
     pub seconds: f64,
     /// Stream bytes received.
     pub bytes: u64,
+    /// What was decided by the crash's signature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ruling: Option<Ruling>,
     /// What the client has told.
     #[serde(flatten)]
     pub summary: Summary,
@@ -381,6 +385,7 @@ mod tests {
             started: "1970-01-01T00:00:00Z".into(),
             seconds: 0.5,
             bytes: 3,
+            ruling: None,
             summary: Summary::default(),
             vmcore: None,
         };

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::drops::DropCounts;
 use super::registry::lock;
+use super::signatures::Notice;
 use crate::console::Figures;
 
 /// Something that happened.
@@ -64,9 +65,19 @@ pub enum Event {
         ram_pages: u64,
         /// `full`, `wait`, `rest`, `log-only`, `hold`, `redirect` or `nothing`.
         verdict: &'static str,
-        /// Why not full.
+        /// Why.
         #[serde(skip_serializing_if = "Option::is_none")]
         why: Option<String>,
+        /// The crash's signature, if its text tells.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        signature: Option<String>,
+    },
+    /// A crash that was not known, or how often a known one came since it was told last: what
+    /// people are notified of.
+    Notice {
+        /// What.
+        #[serde(flatten)]
+        notice: Notice,
     },
     /// A later attempt goes on where the ones before ended.
     Rest {
@@ -254,6 +265,7 @@ fn progress_due(told: &mut HashMap<SessionId, Instant>, event: &Event) -> bool {
         | Event::Warning { .. }
         | Event::Session { .. }
         | Event::Verdict { .. }
+        | Event::Notice { .. }
         | Event::Rest { .. }
         | Event::Received { .. }
         | Event::Drops { .. }
@@ -285,6 +297,7 @@ fn show(all: &MultiProgress, bars: &mut HashMap<SessionId, ProgressBar>, event: 
         | Event::Warning { .. }
         | Event::Session { .. }
         | Event::Verdict { .. }
+        | Event::Notice { .. }
         | Event::Rest { .. }
         | Event::Drops { .. }
         | Event::Console { .. }
@@ -338,13 +351,13 @@ fn sentence(event: &Event) -> String {
             ram_pages,
             verdict,
             why,
+            signature: _,
         } => {
-            let memory = mib(ram_pages.saturating_mul(PAGE_BYTES as u64));
+            let memory = memory(*ram_pages);
             let why = why.as_deref().unwrap_or("there is room");
-            format!(
-                "{about}: {reason}, kernel {kernel}, {memory} of memory; verdict {verdict} ({why})"
-            )
+            format!("{about}: {reason}, kernel {kernel}, {memory}; verdict {verdict} ({why})")
         }
+        Event::Notice { notice } => notice.to_string(),
         Event::Rest {
             about,
             pages,
@@ -415,6 +428,11 @@ impl std::fmt::Display for About {
 
 fn as_text<S: serde::Serializer>(session: &SessionId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(session)
+}
+
+fn memory(ram_pages: u64) -> String {
+    let bytes = ram_pages.saturating_mul(PAGE_BYTES as u64);
+    format!("{} of memory", mib(bytes))
 }
 
 fn mib(bytes: u64) -> String {

@@ -19,6 +19,7 @@ use super::drops::Drops;
 use super::events::Events;
 use super::finish::Format;
 use super::registry::{Registry, lock};
+use super::signatures::Signatures;
 use super::socket::{Peer, send};
 use super::verdict::{Deed, Want};
 use super::writers::Queue;
@@ -56,6 +57,8 @@ pub struct Hub {
     pub triage: Option<PathBuf>,
     /// Who may send pages.
     pub admission: Admission,
+    /// Which crashes are known.
+    pub signatures: Signatures,
     /// Sessions that have something to write.
     pub queue: Queue,
     /// A session that is silent for so long is over.
@@ -123,6 +126,7 @@ impl Hub {
             action: options.action,
             triage: options.triage.clone(),
             admission: Admission::new(options.active),
+            signatures: Signatures::new(&options.dumpdir, options.signatures.clone()),
             queue: Queue::default(),
             silence: options.silence,
             linger: options.linger,

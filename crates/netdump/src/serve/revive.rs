@@ -12,17 +12,19 @@ use super::directory::{CrashDir, SessionFile, State};
 use super::disk::{Disk, broken_client};
 use super::events::{About, Event};
 use super::hub::Hub;
-use super::registry::{Entry, Over, Shared};
+use super::registry::{Entry, Over, Shared, lock};
 use super::rest;
 use super::session::{Came, Session};
 use super::socket::Peer;
 use super::verdict::{self, Want};
 use super::writers;
 
-/// Remembers the sessions that are over, and takes up those that have spools and are not, in a
+/// Remembers the signatures and the sessions that are over, and takes up those that have spools and are not, in a
 /// thread of its own.
 pub fn recover(hub: &Arc<Hub>) -> Result<()> {
     let found = CrashDir::scan(&hub.dumpdir, |warning| hub.events.warn(warning))?;
+    hub.signatures
+        .load(&found, |warning| hub.events.warn(warning));
     let mut unfinished = Vec::new();
     for (dir, file) in found {
         let Some(id) = file.id() else { continue };
@@ -127,7 +129,8 @@ fn go_on(hub: &Arc<Hub>, shared: &Shared, file: &SessionFile, known: bool) {
         }
         Some(Want::Rest { .. }) => {}
         Some(want) => verdict::set(hub, shared, want.clone()),
-        None if known => verdict::decide(hub, shared),
+        // Else the next write decides, or the clock.
+        None if lock(shared).verdict_due() => verdict::decide(hub, shared),
         None => {}
     }
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use proto::record::RamRange;
@@ -18,6 +18,7 @@ use proto::time::Instant as EngineInstant;
 use proto::units::{PacketNumber, SessionId};
 use proto::wire::{INCARNATION_BYTES, Reject};
 
+use super::cause::{TEXT_ENOUGH, TEXT_WAIT};
 use super::content::{Crash, Pulled, Summary};
 use super::directory::{CrashDir, SESSION_FILE_VERSION, SessionFile, State};
 use super::disk::Disk;
@@ -25,6 +26,7 @@ use super::events::{About, Arrived};
 use super::hold::Held;
 use super::hub::bytes_expected;
 use super::rest::Rest;
+use super::signatures::Ruling;
 use super::socket::Peer;
 use super::spool::Origin;
 use super::verdict::{Deed, Want};
@@ -76,6 +78,8 @@ pub struct Session {
     earlier: u32,
     /// Filter level of those attempts.
     before: Option<u8>,
+    /// What was decided by its signature.
+    ruling: Option<Ruling>,
 }
 
 /// What becomes of a session when it is closed as incomplete.
@@ -111,6 +115,8 @@ pub struct Told {
     pub packet_bytes: u16,
     /// Stream bytes in the spool.
     pub bytes: u64,
+    /// As much of the text has arrived as a verdict needs.
+    pub text_enough: bool,
 }
 
 /// A person who waits for pages.
@@ -191,6 +197,7 @@ impl Session {
             resumed: 0,
             earlier: 0,
             before: None,
+            ruling: None,
         })
     }
 
@@ -357,6 +364,7 @@ impl Session {
             rest.count(&mut self.told.summary.pages);
         }
         self.told.bytes = disk.spool().bytes();
+        self.told.text_enough = content.text_over() || content.text_bytes() >= TEXT_ENOUGH;
     }
 
     /// Gives it the place that a writer made for it.
@@ -379,6 +387,7 @@ impl Session {
         self.came.started.clone_from(&file.started);
         self.came.seconds = file.seconds;
         self.before = file.verdict.as_ref().and_then(Want::asks_pages);
+        self.ruling.clone_from(&file.ruling);
         self.resumed = if resumed { file.resumed + 1 } else { 0 };
     }
 
@@ -392,12 +401,45 @@ impl Session {
     pub fn stands_alone(&mut self, disk: &Disk) {
         self.about.directory = disk.dir().path().to_owned();
         self.earlier = 0;
+        self.ruling = None;
     }
 
     /// What was wanted, once that is decided.
     #[must_use]
     pub fn wanted(&self) -> Option<&Want> {
         self.want.as_ref()
+    }
+
+    /// Whether it is to be decided now what is wanted: it is known who crashed, and enough of the
+    /// text is here, or was waited for long enough.
+    #[must_use]
+    pub fn verdict_due(&self) -> bool {
+        let known = self.told.crash.is_some() && self.want.is_none();
+        known && (self.told.text_enough || self.since.elapsed() >= TEXT_WAIT)
+    }
+
+    /// Whether no writer has it. The caller then queues it, although there may be nothing to write.
+    pub fn queue_for_verdict(&mut self) -> bool {
+        let queue = !self.queued;
+        self.queued = true;
+        queue
+    }
+
+    /// What was decided by its signature.
+    #[must_use]
+    pub fn ruling(&self) -> Option<&Ruling> {
+        self.ruling.as_ref()
+    }
+
+    /// It was decided by its signature.
+    pub fn set_ruling(&mut self, ruling: Ruling) {
+        self.ruling = Some(ruling);
+    }
+
+    /// Time since its first packet, or since a server took it up again.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// Where the session stands.
@@ -564,6 +606,7 @@ impl Session {
             started: self.came.started.clone(),
             seconds: self.seconds(),
             bytes: self.told.bytes,
+            ruling: self.ruling.clone(),
             summary: self.told.summary.clone(),
             vmcore: None,
         }

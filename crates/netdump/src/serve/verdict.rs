@@ -3,11 +3,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Result, bail};
 use proto::reply::{Action, Verdict};
 use serde::{Deserialize, Serialize};
 
+use super::cause;
 use super::closing;
 use super::directory::State;
 use super::events::Event;
@@ -15,6 +17,7 @@ use super::hub::{Hub, bytes_expected};
 use super::registry::{Shared, lock};
 use super::rest;
 use super::session::{Fate, Phase, Session};
+use super::signatures::{Crash, Level, Ruling, Wanted};
 use super::writers::speak;
 
 /// What the server wants of a crash, and why not everything.
@@ -194,11 +197,15 @@ pub fn decide(hub: &Arc<Hub>, shared: &Shared) {
         (session.told().summary.ram_pages, session.earlier())
     };
     forget_other_lives(hub, shared);
-    if earlier > 0 {
-        rest::begin(hub, shared);
-    } else {
-        let want = by_policy(hub, shared, ram_pages);
-        set(hub, shared, want);
+    let refused = lock(shared).ruling().and_then(refusal);
+    match refused {
+        // The attempt before was told so, too.
+        Some(want) if earlier > 0 => set(hub, shared, want),
+        _ if earlier > 0 => rest::begin(hub, shared),
+        _ => {
+            let want = by_policy(hub, shared, ram_pages);
+            set(hub, shared, want);
+        }
     }
 }
 
@@ -234,7 +241,8 @@ fn forget_other_lives(hub: &Arc<Hub>, shared: &Shared) {
 
 fn by_policy(hub: &Arc<Hub>, shared: &Shared, ram_pages: u64) -> Want {
     if hub.hold {
-        return Want::Hold("the server was started with --hold".to_owned());
+        let want = Want::Hold("the server was started with --hold".to_owned());
+        return by_signature(hub, shared, want);
     }
     if let Some(address) = hub.redirect {
         let session = lock(shared);
@@ -251,7 +259,63 @@ fn by_policy(hub: &Arc<Hub>, shared: &Shared, ram_pages: u64) -> Want {
             )),
         }
     }
-    hub.decide(ram_pages, promised(hub, shared))
+    let want = hub.decide(ram_pages, promised(hub, shared));
+    by_signature(hub, shared, want)
+}
+
+/// What is wanted of a crash, of which `want` would be wanted were it the first of its kind. The
+/// crash is counted, and told if it is new.
+fn by_signature(hub: &Hub, shared: &Shared, want: Want) -> Want {
+    let asked = want.asks_at_once();
+    if lock(shared).ruling().is_none() {
+        let ruling = rule(hub, shared, asked.is_some());
+        lock(shared).set_ruling(ruling);
+    }
+    let session = lock(shared);
+    let Some((ruling, filter)) = session.ruling().zip(asked) else {
+        return want;
+    };
+    match ruling.wanted {
+        None => want,
+        Some(Wanted::Filter(Level(level))) => Want::Full {
+            filter: filter | level,
+        },
+        Some(Wanted::Only(_)) => Want::LogOnly(ruling.why.clone()),
+    }
+}
+
+/// What follows from a ruling by itself, when no pages are wanted.
+fn refusal(ruling: &Ruling) -> Option<Want> {
+    let refused = matches!(ruling.wanted, Some(Wanted::Only(_)));
+    refused.then(|| Want::LogOnly(ruling.why.clone()))
+}
+
+fn rule(hub: &Hub, shared: &Shared, asked: bool) -> Ruling {
+    let disk = lock(shared).disk();
+    let spool = disk.map(|disk| {
+        let disk = lock(&disk);
+        disk.dir().spool(disk.number())
+    });
+    let read = spool.map_or(Ok(None), |spool| cause::read(&spool));
+    let cause = read.unwrap_or_else(|error| {
+        hub.events.warn_rarely(format!("{error:#}"));
+        None
+    });
+    let session = lock(shared);
+    let (dir, kernel, after) = (session.dir(), session.told().summary.build(), session.age());
+    let crash = Crash {
+        cause: cause.as_ref(),
+        host: &session.about().host,
+        kernel: &kernel,
+        name: dir.name(),
+    };
+    let now = SystemTime::now();
+    let (ruling, notice) = hub.signatures.rule(&crash, asked, now, after);
+    drop(session);
+    if let Some(notice) = notice {
+        hub.events.tell(&Event::Notice { notice });
+    }
+    ruling
 }
 
 /// Tells a session, and everybody else, what is wanted of it. What needs a place and finds none
@@ -282,13 +346,17 @@ fn tell(hub: &Hub, shared: &Shared, want: Want) -> Option<String> {
     }
     let (verdict, why) = want.name();
     let summary = &session.told().summary;
+    let ruling = session.ruling();
     hub.events.tell(&Event::Verdict {
         about: session.about().clone(),
         kernel: summary.kernel.clone(),
         reason: summary.reason.clone(),
         ram_pages: summary.ram_pages,
         verdict,
-        why: why.clone(),
+        why: why
+            .clone()
+            .or_else(|| ruling.map(|ruling| ruling.why.clone())),
+        signature: ruling.and_then(Ruling::signature),
     });
     let over = if let Want::Nothing(why) = &want {
         Some(why.clone())

@@ -93,7 +93,12 @@ fn write(hub: &Arc<Hub>, shared: &Shared, room: &mut BlockRoom) {
         Err(error) => return give_up(hub, shared, &error),
     };
     let mut on_disk = lock(&disk);
-    let news = on_disk.write(packets, &bytes, room);
+    // One that is here for its verdict only has nothing to write.
+    let news = if packets == 0 {
+        Ok(News::default())
+    } else {
+        on_disk.write(packets, &bytes, room)
+    };
     let mut session = lock(shared);
     session.learn(&on_disk, news.as_ref().is_ok_and(|news| news.hello));
     if news.is_ok() {
@@ -110,7 +115,7 @@ fn write(hub: &Arc<Hub>, shared: &Shared, room: &mut BlockRoom) {
 /// Does what news calls for; the error ends the session.
 fn act(hub: &Arc<Hub>, shared: &Shared, news: Result<News>) -> Result<(), String> {
     let news = news.map_err(|error| format!("{error:#}"))?;
-    if news.hello && lock(shared).wanted().is_none() {
+    if lock(shared).verdict_due() {
         verdict::decide(hub, shared);
     }
     if !news.pulled.is_empty() {

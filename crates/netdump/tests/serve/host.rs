@@ -19,7 +19,7 @@ use proto::wire::Reject;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 /// The kernel log, newest piece first, as it is sent.
-pub(crate) const TEXT: [&str; 3] = [
+const TEXT: [&str; 3] = [
     "Kernel panic - not syncing: test\n",
     "eth0: link is up\n",
     "Linux version 6.1.0-test\n",
@@ -58,6 +58,8 @@ pub(crate) struct Host {
     pub(crate) give_up: Duration,
     /// Its boot id.
     pub(crate) boot: [u8; 16],
+    /// The kernel log, newest piece first.
+    pub(crate) log: Vec<&'static str>,
     /// The servers it was armed for, of which it is with the first.
     pub(crate) servers: Vec<SocketAddr>,
 }
@@ -98,6 +100,7 @@ impl Host {
             cut: None,
             give_up: Duration::from_secs(5),
             boot: [1; 16],
+            log: TEXT.to_vec(),
             servers: Vec::new(),
         }
     }
@@ -346,7 +349,7 @@ impl Run<'_> {
         let now = self.now();
         let scratch = self.client.scratch();
         let filled = match want {
-            Want::Text => fill(scratch, next(&TEXT, &mut self.text)),
+            Want::Text => fill(scratch, next(&self.host.log, &mut self.text)),
             Want::Registers(index) if index < 2 => fill(scratch, cpu(index).as_bytes()),
             Want::Registers(_) => 0,
             Want::Notes => fill(

@@ -14,6 +14,8 @@ mod host;
 #[cfg(test)]
 mod server;
 #[cfg(test)]
+mod signatures;
+#[cfg(test)]
 mod storm;
 
 #[cfg(test)]

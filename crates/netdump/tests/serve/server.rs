@@ -13,6 +13,7 @@ use netdump::key::{HostKey, HostName};
 use netdump::serve::events::Events;
 use netdump::serve::finish::Format;
 use netdump::serve::hub::Policy;
+use netdump::serve::signatures::Settings;
 use netdump::serve::verdict::Deed;
 use netdump::serve::{Options, Server as InProcess};
 use serde_json::Value;
@@ -80,6 +81,12 @@ impl Place {
             .arg(self.dumps())
             .arg("--keys")
             .arg(self.keys());
+        // Tests crash alike; only those about signatures want fewer dumps than they send.
+        if !more.contains(&"--config") {
+            let config = self.dir.path().join("many.toml");
+            fs::write(&config, "[signatures]\ndumps = 100\n").unwrap();
+            command.arg("--config").arg(config);
+        }
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -121,6 +128,10 @@ impl Place {
     pub(crate) fn serve_here(&self, silence: Duration, linger: Duration) -> InProcess {
         let options = Options {
             console: netdump::console::settings::Settings::default(),
+            signatures: Settings {
+                dumps: 100,
+                ..Settings::default()
+            },
             listen: "127.0.0.1:0".parse().unwrap(),
             dumpdir: self.dumps(),
             keys: self.keys(),
