@@ -12,7 +12,7 @@
 
 /* Bytes of proto::arming's message and status, of a block of pages, and of texts. */
 #define ND_MESSAGE_BYTES	872
-#define ND_STATUS_BYTES		372
+#define ND_STATUS_BYTES		364
 #define ND_TEXT_BYTES		160
 #define ND_SCRATCH_BYTES	65536
 #define ND_BLOCK_PAGES		16
@@ -55,7 +55,6 @@ struct nd_status {
 	u64 ram_pages;
 	u64 module_bytes;
 	u64 pool_bytes;
-	u64 reserve_bytes;
 	u64 other_bytes;
 	u32 state;
 	u32 ifindex;
@@ -67,7 +66,7 @@ struct nd_status {
 	u8 driver[32];
 	u8 message[ND_TEXT_BYTES];
 };
-static_assert(sizeof(struct nd_status) == 280);
+static_assert(sizeof(struct nd_status) == 272);
 
 /* What the shim knows of a crash when it starts the session. Texts are zero-padded. */
 struct nd_crash {
@@ -275,8 +274,7 @@ u32 nd_core_bench_payload(void);
 #endif
 
 /*
- * The shim's functions: the frame of a transmit buffer, or NULL while the device still owns it, and how long frames may
- * be. Slot `pool_slots` is a spare one for questions and answers about Ethernet addresses.
+ * The shim's functions: the frame of a slot, or NULL if there is no such slot, and how long frames may be. Slot `pool_slots` is a spare one for questions and answers about Ethernet addresses.
  */
 u8 *nd_frame(u32 slot);
 u64 nd_ring_oldest(void);

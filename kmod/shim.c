@@ -37,6 +37,7 @@
 #include "console.h"
 #include "filter.h"
 #include "locks.h"
+#include "pool.h"
 #include "shim.h"
 
 static struct nd_shim nd;
@@ -418,15 +419,6 @@ static void nd_release_locks(void)
 	}
 }
 
-/* Without memory a driver cannot receive. The pages are remembered: they are written from now on. */
-static void nd_release_reserve(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++)
-		__free_pages(nd.reserve[i], ND_RESERVE_ORDER);
-}
-
 /* The whole piece that the page was allocated with: the allocator clears all of it. */
 static void nd_touch(struct page *page)
 {
@@ -552,74 +544,7 @@ static void nd_poll(void)
 	nd_interrupts_off();
 }
 
-/* ---- The transmit buffers, whether they are still what they were ---- */
-
-/* FNV-1a, a word at a time; 0 if the memory cannot be read. */
-static u64 nd_digest(u64 digest, const void *from, size_t bytes)
-{
-	const u64 *words = from;
-	size_t i;
-	u64 word;
-
-	for (i = 0; i < bytes / sizeof(word); i++) {
-		if (get_kernel_nofault(word, &words[i]))
-			return 0;
-		digest = (digest ^ word) * 0x100000001b3ULL;
-	}
-	return digest | 1;
-}
-
-/* All that the kernel keeps about a buffer. Nothing of it changes from arming to the crash. */
-static u64 nd_pool_digest(u32 slot)
-{
-	struct sk_buff *skb = nd.pool[slot];
-	u64 digest = nd_digest((unsigned long)skb ^ rol64((unsigned long)nd.frames[slot], 32), skb, sizeof(*skb));
-
-	return digest ? nd_digest(digest, skb_end_pointer(skb), sizeof(struct skb_shared_info)) : 0;
-}
-
-static void nd_pool_seal(void)
-{
-	u32 i;
-
-	nd.pool_checked = false;
-	for (i = 0; i <= nd.slots; i++)
-		nd.seals[i] = nd_pool_digest(i);
-}
-
-/*
- * What crashed the kernel may have written over buffers before. Those are not used; false if too few are left. Buffers that
- * have been sent from since are no longer as they were sealed, so only the first call looks.
- */
-static bool nd_pool_check(void)
-{
-	u32 i, good = 0;
-
-	if (nd.pool_checked)
-		return nd.slots >= ND_SLOTS_MIN;
-	nd.pool_checked = true;
-	for (i = 0; i <= nd.slots; i++) {
-		if (nd_pool_digest(i) != nd.seals[i])
-			continue;
-		nd.pool[good] = nd.pool[i];
-		nd.frames[good++] = nd.frames[i];
-	}
-	nd.overwritten = nd.slots + 1 - good;
-	nd.slots = good ? good - 1 : 0;
-	return nd.slots >= ND_SLOTS_MIN;
-}
-
-u8 *nd_frame(u32 slot)
-{
-	if (slot > nd.slots || refcount_read(&nd.pool[slot]->users) != 1)
-		return NULL;
-	return nd.frames[slot];
-}
-
-size_t nd_frame_bytes(void)
-{
-	return nd.frame_bytes_max;
-}
+/* ---- Sending ---- */
 
 static netdev_tx_t nd_transmit_once(struct sk_buff *skb, struct netdev_queue *queue, bool more)
 {
@@ -642,23 +567,21 @@ static netdev_tx_t nd_transmit_once(struct sk_buff *skb, struct netdev_queue *qu
 }
 
 /*
- * Hands a frame to the driver, polling while its ring is full. Limits are times and not counts: a busy hypervisor takes
+ * Hands a copy of a frame to the driver, polling while its ring is full. Limits are times and not counts: a busy hypervisor takes
  * milliseconds. A frame that does not go out in time is lost, which the core expects of any frame.
  */
 static void nd_transmit(u32 slot, u32 bytes, bool more)
 {
 	struct netdev_queue *queue = netdev_get_tx_queue(nd.device, 0);
-	struct sk_buff *skb = nd.pool[slot];
 	u64 until = nd_now() + 50 * USEC_PER_MSEC;
+	struct sk_buff *skb;
 
-	if (bytes < ETH_ZLEN) {
-		memset(nd.frames[slot] + bytes, 0, ETH_ZLEN - bytes);
-		bytes = ETH_ZLEN;
+	while (!(skb = nd_pool_carrier())) {
+		nd_poll();
+		if (nd_now() >= until)
+			return;
 	}
-	skb->data = nd.frames[slot];
-	skb->len = bytes;
-	skb->data_len = 0;
-	skb_set_tail_pointer(skb, bytes);
+	nd_pool_load(skb, slot, bytes);
 	skb_reset_mac_header(skb);
 	skb->protocol = eth_hdr(skb)->h_proto;
 	skb_set_network_header(skb, skb->protocol == htons(ETH_P_8021Q) ? VLAN_ETH_HLEN : ETH_HLEN);
@@ -931,13 +854,15 @@ static size_t nd_read_written(u8 *to)
 	for (i = 0; i < ARRAY_SIZE(nd.log); i++)
 		used = nd_add_virtual(list, used, ND_WRITTEN_LOG, (void *)nd.log[i].first, nd.log[i].bytes);
 	used = nd_add_touched(list, used);
-	for (i = 0; i <= nd.slots; i++) {
-		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, nd.pool[i], sizeof(struct sk_buff));
-		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, nd.pool[i]->head, skb_end_offset(nd.pool[i]));
+	for (i = 0; i < nd_pool.carriers_used; i++) {
+		const struct sk_buff *skb = nd_pool.carriers[i];
+
+		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, skb, sizeof(*skb));
+		used = nd_add_virtual(list, used, ND_WRITTEN_POOL, skb->head, skb_end_offset(skb));
 	}
-	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++)
-		used = nd_add_written(list, used, ND_WRITTEN_RESERVE, page_to_pfn(nd.reserve[i]),
-				      1 << ND_RESERVE_ORDER);
+	for (i = 0; i < nd_pool.blocks_used + nd_pool.blocks_lent; i++)
+		used = nd_add_written(list, used, i < nd_pool.blocks_used ? ND_WRITTEN_POOL : ND_WRITTEN_RESERVE,
+				      PHYS_PFN(virt_to_phys(nd_pool.blocks[i])), 1 << ND_BLOCK_ORDER);
 	/* Joined, it seldom has half of what the protocol allows; what is beyond that would be the reserve. */
 	return min_t(u32, nd_merge_written(list, used), ND_WRITTEN_RANGES_MAX) * sizeof(*list);
 }
@@ -1006,9 +931,9 @@ static size_t nd_read_state(u8 *to, bool from_start)
 		memset(&nd.tasks, 0, sizeof(nd.tasks));
 		kmsg_dump_rewind(&nd.tasks.log);
 		nd.tasks.log.cur_seq = nd.tasks.log.next_seq;
-		if (nd_locks_taken_over() || nd.faults || nd.hangs || nd.overwritten)
-			pr_info("netdump: took over %u held locks, survived %u faults and %u hangs of its own way, left out %u transmit buffers that had been overwritten\n",
-				nd_locks_taken_over(), nd.faults, nd.hangs, nd.overwritten);
+		if (nd_locks_taken_over() || nd.faults || nd.hangs || nd_pool.overwritten)
+			pr_info("netdump: took over %u held locks, survived %u faults and %u hangs of its own way, left out %u parts of the transmit pool that had been overwritten\n",
+				nd_locks_taken_over(), nd.faults, nd.hangs, nd_pool.overwritten);
 		nd.tasks.process = next_task(&init_task);
 		nd.tasks.thread = nd.tasks.process;
 		nd_print_memory();
@@ -1159,11 +1084,7 @@ static void nd_bench(const char *kind, bool sealed)
 	u32 slot;
 
 	while (nd_now() < end) {
-		for (slot = 0; slot < nd.slots; slot++) {
-			while (!nd_frame(slot) && nd_now() < end)
-				nd_poll();
-			if (!nd_frame(slot))
-				break;
+		for (slot = 0; slot < nd_pool.slots; slot++) {
 			nd_transmit(slot, nd_core_bench(slot, sent, sealed), slot % 32 != 31);
 			sent++;
 		}
@@ -1187,7 +1108,7 @@ static void nd_describe(struct nd_crash *crash, const char *reason)
 		.cpus = num_online_cpus(),
 		.crashing_cpu = raw_smp_processor_id(),
 		.pid = current->pid,
-		.pool_slots = nd.slots,
+		.pool_slots = nd_pool.slots,
 	};
 	memcpy(crash->mac, nd.device->dev_addr, ETH_ALEN);
 	strscpy_pad(crash->comm, current->comm, sizeof(crash->comm));
@@ -1199,7 +1120,7 @@ static void nd_describe(struct nd_crash *crash, const char *reason)
 /* Sends what of the log has not been sent yet. `are_all`: no dump of ours follows, so they must arrive. */
 static void nd_last_words(bool are_all)
 {
-	struct nd_dying dying = { .pool_slots = nd.slots, .are_all = are_all };
+	struct nd_dying dying = { .pool_slots = nd_pool.slots, .are_all = are_all };
 	struct nd_clock clock;
 
 	nd_console_sent(&dying);
@@ -1221,23 +1142,26 @@ static void nd_last_words(bool are_all)
 	nd.last_words = false;
 }
 
-/* The order matters: locks before the first poll, memory before the first receive. */
-static void nd_take_device(void)
+/* The order matters: locks before the first poll, memory before the first receive. False: there is nothing to send with. */
+static bool nd_take_device(void)
 {
+	bool can_send = nd_pool_check();
+
+
 	nd_mask_interrupts(15);
 	nd_interrupts_off();
 	local_bh_disable();
 	rcu_read_lock();
 	nd_locks_open();
 	nd_release_locks();
-	nd_release_reserve();
+	nd_pool_lend();
 	nd_take_frames();
+	return can_send;
 }
 
 static void nd_say_before_kdump(void)
 {
-	nd_take_device();
-	if (nd_pool_check())
+	if (nd_take_device())
 		nd_last_words(true);
 	nd_locks_close();
 	rcu_read_unlock();
@@ -1268,8 +1192,7 @@ static void nd_dump(void)
 	/* Held to the end: what the dump path prints stays in the log and costs no time on consoles. */
 	console = console_trylock();
 	console_loglevel = 1;
-	nd_take_device();
-	if (!nd_pool_check())
+	if (!nd_take_device())
 		nd_finish(ND_ACTION_NONE);
 	if (nd.keep_user)
 		nd_filter_keep();
@@ -1373,74 +1296,6 @@ static int nd_check_device(const struct net_device *device, u32 packet_bytes_max
 		return nd_refuse(-EMSGSIZE, "packets of %u bytes exceed device %s's MTU of %u: arm anew", packet_bytes_max,
 				 device->name, device->mtu);
 	return 0;
-}
-
-static void nd_pool_free(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(nd.pool); i++) {
-		kfree_skb(nd.pool[i]);
-		nd.pool[i] = NULL;
-		nd.frames[i] = NULL;
-	}
-	nd.pool_bytes = 0;
-}
-
-static bool nd_pool_add(u32 slot)
-{
-	u32 headroom = LL_RESERVED_SPACE(nd.device);
-	u32 bytes = max_t(u32, nd.frame_bytes_max, ETH_ZLEN) + nd.device->needed_tailroom;
-	struct sk_buff *skb = alloc_skb(headroom + bytes, GFP_KERNEL | __GFP_NOWARN);
-
-	if (!skb)
-		return false;
-	skb_reserve(skb, headroom);
-	nd.pool[slot] = skb;
-	nd.frames[slot] = skb->data;
-	nd.pool_bytes += skb->truesize;
-	return true;
-}
-
-static int nd_pool_fill(void)
-{
-	u32 i;
-
-	if (!nd_pool_add(0))
-		return nd_refuse(-ENOMEM, "no memory for transmit buffers");
-	nd.slots = ND_SLOTS_MAX;
-	while (nd.slots > ND_SLOTS_MIN && nd.slots * (u64)nd.pool[0]->truesize > ND_POOL_BYTES)
-		nd.slots /= 2;
-	for (i = 1; i <= nd.slots; i++)
-		if (!nd_pool_add(i))
-			return nd_refuse(-ENOMEM, "no memory for %u transmit buffers", nd.slots);
-	nd_pool_seal();
-	return 0;
-}
-
-static void nd_reserve_free(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++) {
-		if (nd.reserve[i])
-			__free_pages(nd.reserve[i], ND_RESERVE_ORDER);
-		nd.reserve[i] = NULL;
-	}
-	nd.reserve_bytes = 0;
-}
-
-static bool nd_reserve_fill(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(nd.reserve); i++) {
-		nd.reserve[i] = alloc_pages(GFP_KERNEL | __GFP_NOWARN, ND_RESERVE_ORDER);
-		if (!nd.reserve[i])
-			return false;
-		nd.reserve_bytes += PAGE_SIZE << ND_RESERVE_ORDER;
-	}
-	return true;
 }
 
 static int nd_add_ram(struct resource *resource, void *unused)
@@ -1575,13 +1430,11 @@ static void nd_release(enum nd_state state)
 		dev_put(nd.device);
 	nd.device = NULL;
 	nd_pool_free();
-	nd_reserve_free();
 	nd_locks_forget();
 	vfree(nd.stack);
 	nd.stack = NULL;
 	kvfree(nd.captured);
 	nd.captured = NULL;
-	nd.slots = 0;
 }
 
 static void nd_disarm(enum nd_state state)
@@ -1617,14 +1470,14 @@ static void nd_find_taps(void)
 
 static int nd_take(void)
 {
-	int error = nd_pool_fill();
+	int error;
 
-	if (error)
-		return error;
+	if (nd_pool_take(nd.device, nd.frame_bytes_max))
+		return nd_refuse(-ENOMEM, "no memory for the transmit pool");
 	nd.captured = kvcalloc(nr_cpu_ids, sizeof(*nd.captured), GFP_KERNEL);
 	nd.stack = vmalloc(ND_STACK_BYTES);
-	if (!nd.captured || !nd.stack || nd_locks_find() || !nd_reserve_fill())
-		return nd_refuse(-ENOMEM, "no memory for the page reserve");
+	if (!nd.captured || !nd.stack || nd_locks_find())
+		return nd_refuse(-ENOMEM, "no memory for a stack and for %u CPUs", nr_cpu_ids);
 	nd_find_taps();
 	error = nd_find_memory();
 	return error ? error : nd_hooks_start();
@@ -1733,9 +1586,8 @@ static void nd_fill_status(struct nd_status *status)
 		.armed_unix_seconds = nd.armed_unix_seconds,
 		.ram_pages = nd.ram_pages,
 		.ram_ranges = nd.ram_ranges,
-		.pool_bytes = nd.pool_bytes,
-		.pool_slots = nd.slots,
-		.reserve_bytes = nd.reserve_bytes,
+		.pool_bytes = nd_pool_bytes(),
+		.pool_slots = nd_pool.slots,
 		.cpus = num_online_cpus(),
 	};
 	for (i = 0; i < ND_MODULE_REGIONS_MAX; i++) {

@@ -28,17 +28,6 @@
 
 #include "abi.h"
 
-/*
- * Blocks of pages that the page allocator gets back after the crash, so that drivers can receive
- * even out of memory. It splits them as it needs; some drivers want such blocks whole.
- */
-#define ND_RESERVE_BLOCKS	80
-#define ND_RESERVE_ORDER	3
-
-/* Memory that the transmit pool may take. It holds 256 frames of an MTU of 1500; longer ones get fewer buffers. */
-#define ND_POOL_BYTES		(704 * 1024)
-#define ND_SLOTS_MIN		16
-
 /* Longest frame taken from the network: the largest reply and its headers fit. */
 #define ND_RECEIVE_BYTES	2048
 
@@ -102,16 +91,10 @@ enum nd_place {
 struct nd_shim {
 	/* Fixed while armed; under rtnl_lock. */
 	struct net_device *device;
-	struct sk_buff *pool[ND_SLOTS_MAX + 1];
-	u8 *frames[ND_SLOTS_MAX + 1];
-	u64 seals[ND_SLOTS_MAX + 1];
-	bool pool_checked;
-	u32 slots;
 	u32 frame_bytes_max;
 	bool keep_user;
 	bool dumps;
 	bool kdump_first;
-	struct page *reserve[ND_RESERVE_BLOCKS];
 	struct nd_ram ram[ND_RAM_RANGES_MAX];
 	u32 ram_ranges;
 	u64 ram_pages;
@@ -123,8 +106,6 @@ struct nd_shim {
 	struct list_head *taps;
 	u32 state;
 	u64 armed_unix_seconds;
-	u64 pool_bytes;
-	u64 reserve_bytes;
 	char message[ND_TEXT_BYTES];
 	bool hooked;
 	bool probed;
@@ -157,7 +138,6 @@ struct nd_shim {
 	struct nd_step step;
 	u32 faults;
 	u32 hangs;
-	u32 overwritten;
 	bool received;
 	u32 touched_used;
 	struct nd_ram touched[ND_TOUCHED_MAX];

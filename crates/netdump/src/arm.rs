@@ -115,7 +115,6 @@ struct Memory {
     total: u64,
     module: u64,
     transmit_pool: u64,
-    page_reserve: u64,
     other: u64,
 }
 
@@ -414,15 +413,12 @@ fn open_error(error: io::Error) -> anyhow::Error {
 impl Memory {
     fn of(status: &Status) -> Self {
         let (module, transmit_pool) = (status.module_bytes.get(), status.pool_bytes.get());
-        let (page_reserve, other) = (status.reserve_bytes.get(), status.other_bytes.get());
-        let total = [transmit_pool, page_reserve, other]
-            .iter()
-            .fold(module, |sum, &part| sum.saturating_add(part));
+        let other = status.other_bytes.get();
+        let total = module.saturating_add(transmit_pool).saturating_add(other);
         Self {
             total,
             module,
             transmit_pool,
-            page_reserve,
             other,
         }
     }
@@ -536,11 +532,10 @@ impl fmt::Display for Report {
         let held = arming.memory;
         write!(
             f,
-            "\n  holds {} KiB: module {}, transmit pool {}, page reserve {}, other {}",
+            "\n  holds {} KiB: module {}, transmit pool {}, other {}",
             held.total.div_ceil(1024),
             held.module.div_ceil(1024),
             held.transmit_pool.div_ceil(1024),
-            held.page_reserve.div_ceil(1024),
             held.other.div_ceil(1024)
         )?;
         write!(

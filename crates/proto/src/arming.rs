@@ -491,8 +491,6 @@ pub struct Status {
     pub module_bytes: U64,
     /// Bytes of the transmit pool.
     pub pool_bytes: U64,
-    /// Bytes of the page reserve.
-    pub reserve_bytes: U64,
     /// Bytes of everything else.
     pub other_bytes: U64,
     /// The device's name, zero-padded.

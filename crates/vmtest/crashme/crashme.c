@@ -274,8 +274,9 @@ static void *poll_of_device(void)
 }
 
 /*
- * The transmit buffers of netdump are overwritten, as by a wild pointer. Its state begins with the device and the table
- * of buffers (kmod/shim.h); where it lies the kernel's own list of symbols says.
+ * Netdump's transmit pool is overwritten, as by a wild pointer: two socket buffers, the address of a third one, and that of
+ * a block of frames. Its state begins with 128 and 98 such addresses (kmod/pool.h); where it lies the kernel's own list of
+ * symbols says.
  */
 static noinline int crashme_pool(void)
 {
@@ -288,13 +289,14 @@ static noinline int crashme_pool(void)
 		return error;
 	find = (void *)finder.addr;
 	unregister_kprobe(&finder);
-	state = (void **)find("netdump:nd");
+	state = (void **)find("netdump:nd_pool");
 	if (!state)
 		return -ENOENT;
 	memset(state[3], 0x5a, sizeof(struct sk_buff));
 	memset(state[7], 0x5a, sizeof(struct sk_buff));
 	state[9] = (void *)0x5a5a5a5a5a5a5a5aUL;
-	die("crashme: panic after netdump's transmit buffers were overwritten");
+	state[128 + 5] = (void *)0x5a5a5a5a5a5a5a5aUL;
+	die("crashme: panic after netdump's transmit pool was overwritten");
 	return 0;
 }
 

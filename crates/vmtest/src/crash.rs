@@ -71,7 +71,7 @@ pub enum Crash {
     HangInState,
     /// `panic()` while the link is down; it comes back.
     LinkDown,
-    /// `panic()` after netdump's transmit buffers were overwritten.
+    /// `panic()` after netdump's transmit pool was overwritten.
     Pool,
     /// `panic()` with the module loaded but not armed, the network not configured.
     Unarmed,

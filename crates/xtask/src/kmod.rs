@@ -83,6 +83,8 @@ fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
             "filter.h",
             "locks.c",
             "locks.h",
+            "pool.c",
+            "pool.h",
             "shim.c",
             "shim.h",
         ],

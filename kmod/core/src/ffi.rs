@@ -69,7 +69,6 @@ struct NdStatus {
     ram_pages: u64,
     module_bytes: u64,
     pool_bytes: u64,
-    reserve_bytes: u64,
     other_bytes: u64,
     state: u32,
     ifindex: u32,
@@ -175,14 +174,14 @@ const _: () = assert!(size_of::<NdWay>() == 24);
 const _: () = assert!(size_of::<NdDying>() == 32);
 const _: () = assert!(size_of::<NdClock>() == 24);
 const _: () = assert!(size_of::<NdArming>() == 24);
-const _: () = assert!(size_of::<NdStatus>() == 280);
+const _: () = assert!(size_of::<NdStatus>() == 272);
 const _: () = assert!(size_of::<NdCrash>() == 544);
 const _: () = assert!(size_of::<NdStep>() == 32);
 const _: () = assert!(size_of::<Cpu>() == 256);
 const _: () = assert!(size_of::<RamRange>() == 16);
 const _: () = assert!(size_of::<WrittenRange>() == 16);
 const _: () = assert!(MESSAGE_BYTES == 872);
-const _: () = assert!(STATUS_BYTES == 372);
+const _: () = assert!(STATUS_BYTES == 364);
 const _: () = assert!(BLOCK_BYTES == 65536);
 const _: () = assert!(BLOCK_PAGES == 16);
 const _: () = assert!(SLOTS_MAX == 2048);
@@ -252,8 +251,8 @@ impl Frames for ShimFrames {
         if frame.is_null() {
             return None;
         }
-        // SAFETY: the shim owns the buffer of `bytes` bytes and gives it out only while the device
-        // does not use it; the borrow ends before the shim runs again.
+        // SAFETY: the shim keeps the frame of `bytes` bytes for this alone, the device gets copies;
+        // the borrow ends before the shim runs again.
         Some(unsafe { slice::from_raw_parts_mut(frame, bytes) })
     }
 }
@@ -587,7 +586,6 @@ extern "C" fn nd_core_status(from: &NdStatus, to: &mut [u8; STATUS_BYTES]) {
     status.cpus = from.cpus.into();
     status.module_bytes = from.module_bytes.into();
     status.pool_bytes = from.pool_bytes.into();
-    status.reserve_bytes = from.reserve_bytes.into();
     status.other_bytes = from.other_bytes.into();
     status.device = from.device;
     status.driver = from.driver;
