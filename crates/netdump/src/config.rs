@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 use crate::console::settings::Settings;
+use crate::forward::settings::Settings as Target;
 use crate::serve::signatures;
 
 /// What the file may hold.
@@ -18,6 +19,8 @@ pub struct Config {
     pub console: Settings,
     /// What is wanted of crashes that are known.
     pub signatures: signatures::Settings,
+    /// Where their messages are forwarded to.
+    pub forward: Vec<Target>,
 }
 
 impl Config {
@@ -49,13 +52,35 @@ mod tests {
         let address = "10.0.0.1".parse().unwrap();
         assert_eq!(console.name(address).unwrap().as_str(), "web1");
         assert!(console.allows(address) && console.days == 7);
-        for (wrong, named) in [
-            ("[console]\ndayz = 7\n", "dayz"),
-            ("[console]\nallow = ['10.0.0.1/8']\n", "bits behind"),
-            ("[console.hosts]\n'10.0.0.1' = '../x'\n", "host name"),
+        for (wrong, named, line) in [
+            ("[console]\ndayz = 7\n", "dayz", 2),
+            ("[console]\nallow = ['10.0.0.1/8']\n", "bits behind", 2),
+            ("[console.hosts]\n'10.0.0.1' = '../x'\n", "host name", 2),
+            ("[[forward]]\nname = 'a'\ntu = 'udp://a'\n", "tu", 3),
+            (
+                "\n[[forward]]\nto = 'ftp://a'\nname = 'a'\n",
+                "udp://HOST",
+                2,
+            ),
+            (
+                "[[forward]]\nto = 'udp://a'\nname = '../a'\n",
+                "host name",
+                1,
+            ),
+            (
+                "[[forward]]\nto = 'udp://a'\nname = 'a'\nca = 'x'\n",
+                "tls://",
+                1,
+            ),
+            (
+                "[[forward]]\nto = 'tls://a'\nname = 'a'\nkey = 'x'\n",
+                "both",
+                1,
+            ),
         ] {
             let error = format!("{:#}", read(wrong).unwrap_err());
-            assert!(error.contains(named) && error.contains("line 2"), "{error}");
+            let line = format!("line {line},");
+            assert!(error.contains(named) && error.contains(&line), "{error}");
         }
     }
 }

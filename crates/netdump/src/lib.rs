@@ -2,12 +2,14 @@
 //!
 //! On a host: [`key`] files, the [`way`] to a server asked from the kernel over [`netlink`], the
 //! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`], with hosts'
-//! logs in [`console`] (shown by [`log`]) and its [`config`], and [`operate`], which asks a running one. From a file to a server, as a host would: [`send`].
+//! logs in [`console`] (shown by [`log`]), [`forward`], which gives them on, and its [`config`], and
+//! [`operate`], which asks a running one. From a file to a server, as a host would: [`send`].
 //! Anywhere: [`triage`].
 
 pub mod arm;
 pub mod config;
 pub mod console;
+pub mod forward;
 pub mod key;
 pub mod log;
 pub mod module;

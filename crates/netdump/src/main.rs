@@ -533,6 +533,7 @@ fn run_server(args: ServeArgs) -> Result<()> {
         linger: LINGER,
         console: config.console,
         signatures: config.signatures,
+        forward: config.forward,
         triage: Some(std::env::current_exe().context("cannot find this program")?),
     };
     let server = Server::start(&options, Events::new(json))?;

@@ -36,6 +36,7 @@ pub mod signal;
 pub mod signatures;
 pub mod socket;
 pub mod spool;
+mod summary;
 pub mod verdict;
 pub mod writers;
 
@@ -65,6 +66,8 @@ use self::verdict::{Deed, Want};
 use self::writers::WRITERS;
 use crate::console::Figures;
 use crate::console::settings::Settings;
+use crate::forward::Forward;
+use crate::forward::settings::Settings as Target;
 use crate::key::Keyring;
 
 /// How a server is to run.
@@ -100,6 +103,8 @@ pub struct Options {
     pub console: Settings,
     /// What is wanted of crashes that are known.
     pub signatures: signatures::Settings,
+    /// Where their messages are forwarded to.
+    pub forward: Vec<Target>,
     /// The `netdump` that writes the reports of crashes; `None` writes none.
     pub triage: Option<PathBuf>,
 }
@@ -118,6 +123,8 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
     /// Those that write logs; they end after those that receive.
     log_threads: Vec<JoinHandle<()>>,
+    /// Those that forward; they end after those that write logs.
+    forward_threads: Vec<JoinHandle<()>>,
     /// Locked, so that no second server works on the same spools.
     _lock: File,
 }
@@ -148,8 +155,10 @@ impl Server {
                 socket::RECEIVE_BUFFER_BYTES >> 10
             ));
         }
+        let forward = Forward::open(&options.forward, &options.dumpdir, address)?;
         let hub = Arc::new(Hub::new(Parts {
             options,
+            forward,
             ring,
             events,
             socket: sockets[0]
@@ -180,11 +189,13 @@ impl Server {
         let there = Arc::clone(&hub);
         threads.push(spawn("control", move || control.run(&there))?);
         let log_threads = start_logs(&hub)?;
+        let forward_threads = start_forwarding(&hub)?;
         Ok(Self {
             hub,
             address,
             threads,
             log_threads,
+            forward_threads,
             _lock: claimed,
         })
     }
@@ -209,6 +220,8 @@ impl Server {
         self.hub.console.end();
         join(&self.hub, self.log_threads);
         self.hub.join();
+        self.hub.forward.end();
+        join(&self.hub, self.forward_threads);
         let counts = self.hub.drops.counts();
         if counts != DropCounts::default() {
             self.hub.events.tell(&Event::Drops { counts });
@@ -218,6 +231,9 @@ impl Server {
             self.hub.events.tell(&Event::Console { figures });
         }
         save_signatures(&self.hub);
+        for target in self.hub.forward.rows() {
+            self.hub.events.tell(&Event::Forward { target });
+        }
         let live = self.hub.registry.live();
         for session in &live {
             let Some(disk) = lock(session).disk() else {
@@ -387,6 +403,22 @@ fn start_logs(hub: &Arc<Hub>) -> Result<Vec<JoinHandle<()>>> {
     let there = Arc::clone(hub);
     let keep = move || there.console.keep(&there.events, || there.console.ends());
     Ok(vec![spawn("log", write)?, spawn("log keeper", keep)?])
+}
+
+/// Starts the threads that forward what is in logs.
+fn start_forwarding(hub: &Arc<Hub>) -> Result<Vec<JoinHandle<()>>> {
+    if hub.forward.is_empty() {
+        return Ok(Vec::new());
+    }
+    let there = Arc::clone(hub);
+    let take_in = move || there.forward.take_in(&there.events);
+    let mut threads = vec![spawn("forward", take_in)?];
+    for number in 0..hub.forward.len() {
+        let there = Arc::clone(hub);
+        let deliver = move || there.forward.deliver(number, &there.events);
+        threads.push(spawn("deliver", deliver)?);
+    }
+    Ok(threads)
 }
 
 fn join(hub: &Hub, threads: Vec<JoinHandle<()>>) {

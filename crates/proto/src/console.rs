@@ -12,7 +12,7 @@
 //! what was overwritten before it could be sent is told as such. So every sequence number ends as a
 //! record, as a skip with its reason, or as lost, and the three are never mixed up.
 //!
-//! [`Syslog`] sends the same records to servers that speak syslog only.
+//! [`Syslog`] sends the same records to servers that speak syslog only, as [`Message`]s.
 
 mod client;
 mod datagram;
@@ -31,4 +31,4 @@ pub use datagram::{
 pub use server::{
     AHEAD_DATAGRAMS_MAX, ASK_EVERY, HOLE_MAX, HOLE_SILENCE, REPLY_DELAY, Server, Taken,
 };
-pub use syslog::{Format, SYSLOG_BYTES, Syslog};
+pub use syslog::{Format, Message, SYSLOG_BYTES, Syslog};

@@ -150,20 +150,38 @@ fn loader(role: Role) -> Result<(PathBuf, Vec<String>)> {
 /// # Errors
 /// It is not cached and the environment cannot be made or filled.
 pub(crate) fn drgn() -> Result<PathBuf> {
+    python(&["drgn"])
+}
+
+/// The Python of a virtual environment that has OpenTelemetry's definitions.
+///
+/// # Errors
+/// As [`drgn`].
+pub(crate) fn opentelemetry() -> Result<PathBuf> {
+    python(&["opentelemetry-proto", "protobuf"])
+}
+
+/// The Python of a virtual environment that has these wheels; the first one names it.
+fn python(names: &[&str]) -> Result<PathBuf> {
     let lock = Lock::read()?;
-    let wheel = lock.wheels.iter().find(|wheel| wheel.name == "drgn");
-    let wheel = wheel.context("kernels.lock pins no drgn")?;
-    let pin = format!(
-        "{}=={} --hash=sha256:{}\n",
-        wheel.name, wheel.version, wheel.sha256
-    );
-    let dir = cache::dir()?.join(format!("drgn-{}", wheel.version));
+    let mut pin = String::new();
+    let mut title = String::new();
+    for name in names {
+        let wheel = lock.wheels.iter().find(|wheel| wheel.name == *name);
+        let wheel = wheel.with_context(|| format!("kernels.lock pins no {name}"))?;
+        let (version, sha256) = (&wheel.version, &wheel.sha256);
+        pin += &format!("{name}=={version} --hash=sha256:{sha256}\n");
+        if title.is_empty() {
+            title = format!("{name}-{version}");
+        }
+    }
+    let dir = cache::dir()?.join(&title);
     let (python, seal) = (dir.join("bin/python3"), dir.join(SEAL));
     if fs::read_to_string(&seal).is_ok_and(|found| found == pin) && python.exists() {
         return Ok(python);
     }
     let _only_writer = cache::hold()?;
-    let _step = output::step(format!("installing drgn {} in the cache", wheel.version));
+    let _step = output::step(format!("installing {title} in the cache"));
     remove_dir(&dir)?;
     command::run(
         Command::new("/usr/bin/python3")

@@ -3,6 +3,7 @@
 //! A failing step does not hide later ones. Nothing is skipped silently: what is skipped is
 //! counted and says why.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -87,6 +88,7 @@ fn steps(symbols: bool) -> Vec<Step> {
         }),
         step("fuzz corpora", fuzz::replay),
     ];
+    steps.push(step("forwarding", forwarding));
     steps.extend(corpus());
     match packages::kernels() {
         Ok(kernels) => steps.extend(kernels.into_iter().map(|kernel| {
@@ -299,6 +301,38 @@ fn corpus() -> Option<Step> {
     })
 }
 
+/// Messages to a real rsyslogd and to OpenTelemetry's own decoder; what is not there skips its part.
+fn forwarding() -> Result<Tally> {
+    let mut skipped = Vec::new();
+    let syslog = tools::ensure_also(&["openssl", "rsyslog", "rsyslog-gnutls"]);
+    let collector = packages::opentelemetry();
+    let mut arguments = vec!["test", "-pnetdump", "--test=serve", "forward::", "--"];
+    arguments.push("--ignored");
+    if let Err(error) = &syslog {
+        skipped.push(format!("no rsyslogd: {error:#}"));
+        arguments.push("--skip=rsyslogd");
+        arguments.push("--skip=another_name");
+    }
+    let mut environment = Vec::new();
+    match &collector {
+        Ok(python) => environment.push(("NETDUMP_OTLP_PYTHON", python.as_os_str())),
+        Err(error) => {
+            skipped.push(format!("no opentelemetry-proto: {error:#}"));
+            arguments.push("--skip=collector");
+        }
+    }
+    let mut tally = if skipped.len() < 2 {
+        tests_with(&arguments, &environment)?
+    } else {
+        Tally::default()
+    };
+    tally.skipped += u64::try_from(skipped.len())?;
+    if !skipped.is_empty() {
+        tally.note = format!("skipped: {}", skipped.join("; "));
+    }
+    Ok(tally)
+}
+
 fn unit() -> Result<Tally> {
     tests(&[
         "test",
@@ -310,7 +344,12 @@ fn unit() -> Result<Tally> {
 }
 
 pub(crate) fn tests(arguments: &[&str]) -> Result<Tally> {
+    tests_with(arguments, &[])
+}
+
+fn tests_with(arguments: &[&str], environment: &[(&str, &OsStr)]) -> Result<Tally> {
     let mut cargo = Command::new("cargo");
+    cargo.envs(environment.iter().copied());
     let (succeeded, text) = command::tee(cargo.args(arguments).current_dir(cache::tree()))?;
     let mut tally = count_tests(&text);
     if !succeeded && tally.failed == 0 {

@@ -92,6 +92,11 @@ impl Log {
         self.boot.is_some()
     }
 
+    /// The boot that lines belong to now.
+    pub(super) fn boot(&self) -> Option<Boot> {
+        self.boot
+    }
+
     /// Its boot begins with what is put into the pass next.
     pub(super) fn expect_boot(&mut self) {
         self.boot = Some(Boot {

@@ -259,6 +259,9 @@ impl Writer<'_> {
         tell_lost(host, lost, &mut note);
         let mut slices = Vec::with_capacity(SLICES_MAX);
         if !note.is_empty() {
+            self.hub
+                .forward
+                .lines(&host.name, host.log.boot(), &note, 0);
             slices.push(IoSlice::new(&note));
         }
         let (mut records, mut urgent) = (0, false);
@@ -278,7 +281,11 @@ impl Writer<'_> {
             if let Some(at_us) = piece.boot {
                 host.log.begin(at_us);
             }
-            slices.push(IoSlice::new(&self.pass.text[begin..end]));
+            let lines = &self.pass.text[begin..end];
+            self.hub
+                .forward
+                .lines(&host.name, host.log.boot(), lines, piece.records);
+            slices.push(IoSlice::new(lines));
             records += piece.records;
             urgent |= piece.urgent;
             next = piece.next;

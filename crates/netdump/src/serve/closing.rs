@@ -12,10 +12,10 @@ use super::events::Event;
 use super::finish::{Job, finish};
 use super::hub::Hub;
 use super::registry::{Over, Shared, lock};
-use super::report;
 use super::session::{Fate, Session};
 use super::verdict::{self, Want};
 use super::writers::speak;
+use super::{report, summary};
 
 /// Starts the closing of `session`, unless it is being closed already. `why` tells what it lacks
 /// when it did not come to its own end.
@@ -102,6 +102,7 @@ fn close(hub: &Hub, shared: &Shared) {
     let over = conclude(hub, shared, &dir, finished, why);
     hub.registry.finished(about.session, shared, over);
     warn(hub, report::write(hub, &dir, vmcore.as_deref()));
+    warn(hub, summary::tell(hub, &dir));
 }
 
 fn is_nothing(session: &Session) -> bool {
@@ -233,7 +234,8 @@ pub fn close_dir(hub: &Hub, dir: &CrashDir, why: &str) {
         file.state = State::Incomplete;
         file.why = Some(why.to_owned());
         dir.write_session(&file)?;
-        dir.remove_spools()
+        dir.remove_spools()?;
+        summary::tell(hub, dir)
     });
     warn(hub, result);
 }

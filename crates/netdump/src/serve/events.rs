@@ -16,6 +16,7 @@ use super::drops::DropCounts;
 use super::registry::lock;
 use super::signatures::Notice;
 use crate::console::Figures;
+use crate::forward::Row;
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize)]
@@ -140,6 +141,12 @@ pub enum Event {
         /// Totals since the start.
         #[serde(flatten)]
         figures: Figures,
+    },
+    /// What became of messages to a target.
+    Forward {
+        /// Totals since the start.
+        #[serde(flatten)]
+        target: Row,
     },
     /// The server ends.
     Stopped {
@@ -270,6 +277,7 @@ fn progress_due(told: &mut HashMap<SessionId, Instant>, event: &Event) -> bool {
         | Event::Received { .. }
         | Event::Drops { .. }
         | Event::Console { .. }
+        | Event::Forward { .. }
         | Event::Stopped { .. } => true,
     }
 }
@@ -301,6 +309,7 @@ fn show(all: &MultiProgress, bars: &mut HashMap<SessionId, ProgressBar>, event: 
         | Event::Rest { .. }
         | Event::Drops { .. }
         | Event::Console { .. }
+        | Event::Forward { .. }
         | Event::Stopped { .. } => {}
     }
     // Printing above the bars; where they cannot be drawn the line is lost with them.
@@ -383,9 +392,8 @@ fn sentence(event: &Event) -> String {
         }
         Event::Drops { counts } => counts.to_string(),
         Event::Console { figures } => figures.to_string(),
-        Event::Stopped { unfinished } => {
-            format!("stopped; {unfinished} unfinished sessions stay in their spools")
-        }
+        Event::Forward { target } => format!("forwarded to {target}"),
+        Event::Stopped { unfinished } => format!("stopped; {unfinished} sessions stay spooled"),
     }
 }
 

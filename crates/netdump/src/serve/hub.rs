@@ -24,6 +24,7 @@ use super::socket::{Peer, send};
 use super::verdict::{Deed, Want};
 use super::writers::Queue;
 use crate::console::Console;
+use crate::forward::Forward;
 use crate::key::{HostKey, Keyring};
 
 /// What the server wants of crashes in general.
@@ -71,6 +72,8 @@ pub struct Hub {
     pub drops: Drops,
     /// Hosts' logs.
     pub console: Console,
+    /// Where their messages are forwarded to.
+    pub forward: Forward,
     /// All sessions.
     pub registry: Registry,
     /// Bytes that wait for their turn, in all sessions.
@@ -101,6 +104,8 @@ struct Keys {
 pub struct Parts<'a> {
     /// How the server is to run.
     pub options: &'a Options,
+    /// See [`Hub::forward`].
+    pub forward: Forward,
     /// The hosts' keys.
     pub ring: Keyring,
     /// See [`Hub::events`].
@@ -133,6 +138,7 @@ impl Hub {
             events: parts.events,
             drops: Drops::default(),
             console: Console::new(&options.dumpdir, options.console.clone()),
+            forward: parts.forward,
             registry: Registry::default(),
             held_bytes: Arc::default(),
             creating: Mutex::default(),

@@ -10,6 +10,8 @@ mod control;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod forward;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod server;

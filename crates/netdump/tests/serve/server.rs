@@ -64,7 +64,8 @@ impl Place {
             .unwrap()
             .map(|entry| entry.unwrap().path());
         let mut crashes: Vec<PathBuf> = entries
-            .filter(|path| path.is_dir() && !path.ends_with("console"))
+            .filter(|path| path.is_dir())
+            .filter(|path| !path.ends_with("console") && !path.ends_with("forward"))
             .collect();
         crashes.sort();
         crashes
@@ -132,6 +133,7 @@ impl Place {
                 dumps: 100,
                 ..Settings::default()
             },
+            forward: Vec::new(),
             listen: "127.0.0.1:0".parse().unwrap(),
             dumpdir: self.dumps(),
             keys: self.keys(),

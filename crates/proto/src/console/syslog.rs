@@ -1,5 +1,7 @@
-//! Records as syslog messages, for servers that know nothing of netdump: one UDP datagram a record,
-//! RFC 5424 or RFC 3164. Nobody acknowledges them, so nothing is sent again.
+//! Records as syslog messages, for servers that know nothing of netdump, RFC 5424 or RFC 3164.
+//!
+//! A [`Message`] is how one looks, whoever sends it: a host ([`Syslog`]), one UDP datagram a record,
+//! which nobody acknowledges, so that nothing is sent again; or a server that forwards.
 
 use super::client::{Budget, Clock, Ring, RingRead, Step};
 use super::datagram::{RecordHead, TEXT_BYTES_MAX};
@@ -11,7 +13,9 @@ const HEADER_BYTES_MAX: usize = 192;
 const FACILITY_MAX: u8 = 23;
 const FACILITY_USER: u8 = 1;
 /// The facility of the syslog system itself, and a warning's level: what we say ourselves.
-const OWN_PRIORITY: u64 = 5 * 8 + 4;
+const OWN_PRIORITY: u8 = 5 * 8 + 4;
+/// Bytes of the text that tells of overwritten records.
+const GONE_TEXT_BYTES_MAX: usize = 96;
 /// RFC 5424 wants sequence numbers from 1 to this.
 const SEQUENCE_ID_MAX: u64 = 2_147_483_647;
 /// How often somebody looks for new records that were not announced.
@@ -91,84 +95,142 @@ impl Syslog {
             } = read
                 && head.level <= self.level
             {
-                let text = text.get(..bytes).unwrap_or(text);
                 self.budget.take(1);
-                let mut line = Line::new(buffer);
-                self.header(
-                    &mut line,
-                    priority(&head),
-                    clock,
-                    host,
-                    head.time_us,
-                    sequence,
-                );
-                line.escaped(text);
-                return Step::Send(line.used);
+                let message = Message {
+                    text: text.get(..bytes).unwrap_or(text),
+                    ..Message::of_kernel(priority(&head), clock, host, head.time_us, sequence)
+                };
+                return Step::Send(message.write(self.format, buffer));
             }
         }
     }
 
     fn tell_gone(&self, clock: Clock, host: &[u8], buffer: &mut [u8]) -> usize {
-        let mut line = Line::new(buffer);
-        let (time, sequence) = (clock.kernel_us, self.next);
-        self.header(&mut line, OWN_PRIORITY, clock, host, time, sequence);
+        let mut text = [0; GONE_TEXT_BYTES_MAX];
+        let mut line = Line::new(&mut text);
         line.text(b"netdump: ");
         line.number(self.gone, 1);
         line.text(b" messages were overwritten before they could be sent");
+        let used = line.used;
+        let message = Message {
+            text: text.get(..used).unwrap_or_default(),
+            ..Message::of_kernel(OWN_PRIORITY, clock, host, clock.kernel_us, self.next)
+        };
+        message.write(self.format, buffer)
+    }
+}
+
+/// One message as syslog has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// Facility times eight plus level.
+    pub priority: u8,
+    /// When it was said, in microseconds since 1970.
+    pub unix_us: u64,
+    /// The host that said it.
+    pub host: &'a [u8],
+    /// The program: the kernel, or who speaks about it.
+    pub app: &'a [u8],
+    /// Who in it; RFC 5424 only.
+    pub process: &'a [u8],
+    /// The kind of message; RFC 5424 only.
+    pub id: &'a [u8],
+    /// The record's number in its boot; RFC 5424 only.
+    pub sequence: Option<u64>,
+    /// Microseconds of the kernel's clock.
+    pub time_us: Option<u64>,
+    /// The text as it was printed.
+    pub text: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    const fn of_kernel(
+        priority: u8,
+        clock: Clock,
+        host: &'a [u8],
+        time_us: u64,
+        sequence: u64,
+    ) -> Self {
+        let age = clock.kernel_us.saturating_sub(time_us);
+        Self {
+            priority,
+            unix_us: clock.unix_us.saturating_sub(age),
+            host,
+            app: b"kernel",
+            process: b"-",
+            id: b"-",
+            sequence: Some(sequence),
+            time_us: Some(time_us),
+            text: b"",
+        }
+    }
+
+    /// Writes the message; returns its bytes. What does not fit is cut.
+    #[must_use]
+    pub fn write(&self, format: Format, buffer: &mut [u8]) -> usize {
+        let mut line = Line::new(buffer);
+        line.text(b"<");
+        line.number(self.priority.into(), 1);
+        line.text(b">");
+        let date = Date::of(self.unix_us / MICROS);
+        match format {
+            Format::Rfc3164 => self.head_3164(&mut line, &date),
+            Format::Rfc5424 => self.head_5424(&mut line, &date),
+        }
+        if let Some(time_us) = self.time_us {
+            line.text(b"[");
+            line.spaced(time_us / MICROS, 5);
+            line.text(b".");
+            line.number(time_us % MICROS, 6);
+            line.text(b"] ");
+        }
+        line.escaped(self.text);
         line.used
     }
 
-    /// All that is before the text.
-    fn header(
-        &self,
-        line: &mut Line<'_>,
-        priority: u64,
-        clock: Clock,
-        host: &[u8],
-        time_us: u64,
-        sequence: u64,
-    ) {
-        let age = clock.kernel_us.saturating_sub(time_us);
-        let unix_us = clock.unix_us.saturating_sub(age);
-        let date = Date::of(unix_us / MICROS);
-        line.text(b"<");
-        line.number(priority, 1);
-        line.text(b">");
-        match self.format {
-            Format::Rfc3164 => {
-                line.text(MONTHS.get(date.month).copied().unwrap_or_default());
-                line.text(if date.day < 10 { b"  " } else { b" " });
-                line.number(date.day, 1);
-                line.text(b" ");
-                line.clock(&date);
-                line.text(b" ");
-                line.text(host);
-                line.text(b" kernel: ");
-            }
-            Format::Rfc5424 => {
-                line.text(b"1 ");
-                line.number(date.year, 4);
-                line.text(b"-");
-                line.number(u64::try_from(date.month).unwrap_or(0).saturating_add(1), 2);
-                line.text(b"-");
-                line.number(date.day, 2);
-                line.text(b"T");
-                line.clock(&date);
-                line.text(b".");
-                line.number(unix_us % MICROS, 6);
-                line.text(b"Z ");
-                line.text(host);
-                line.text(b" kernel - - [meta sequenceId=\"");
-                line.number((sequence % SEQUENCE_ID_MAX).saturating_add(1), 1);
-                line.text(b"\" sysUpTime=\"");
-                line.number(time_us / 10_000, 1);
-                line.text(b"\"] ");
-            }
-        }
-        line.text(b"[");
-        line.spaced(time_us / MICROS, 5);
+    fn head_3164(&self, line: &mut Line<'_>, date: &Date) {
+        line.text(MONTHS.get(date.month).copied().unwrap_or_default());
+        line.text(if date.day < 10 { b"  " } else { b" " });
+        line.number(date.day, 1);
+        line.text(b" ");
+        line.clock(date);
+        line.text(b" ");
+        line.text(self.host);
+        line.text(b" ");
+        line.text(self.app);
+        line.text(b": ");
+    }
+
+    fn head_5424(&self, line: &mut Line<'_>, date: &Date) {
+        line.text(b"1 ");
+        line.number(date.year, 4);
+        line.text(b"-");
+        line.number(u64::try_from(date.month).unwrap_or(0).saturating_add(1), 2);
+        line.text(b"-");
+        line.number(date.day, 2);
+        line.text(b"T");
+        line.clock(date);
         line.text(b".");
-        line.number(time_us % MICROS, 6);
+        line.number(self.unix_us % MICROS, 6);
+        line.text(b"Z ");
+        for field in [self.host, self.app, self.process, self.id] {
+            line.text(field);
+            line.text(b" ");
+        }
+        if self.sequence.is_none() && self.time_us.is_none() {
+            return line.text(b"- ");
+        }
+        line.text(b"[meta");
+        if let Some(sequence) = self.sequence {
+            line.text(b" sequenceId=\"");
+            line.number((sequence % SEQUENCE_ID_MAX).saturating_add(1), 1);
+            line.text(b"\"");
+        }
+        if let Some(time_us) = self.time_us {
+            line.text(b" sysUpTime=\"");
+            line.number(time_us / 10_000, 1);
+            line.text(b"\"");
+        }
         line.text(b"] ");
     }
 }
@@ -180,15 +242,13 @@ const MONTHS: [&[u8]; 12] = [
     b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec",
 ];
 
-fn priority(head: &RecordHead) -> u64 {
+fn priority(head: &RecordHead) -> u8 {
     let facility = if head.facility > FACILITY_MAX {
         FACILITY_USER
     } else {
         head.facility
     };
-    u64::from(facility)
-        .saturating_mul(8)
-        .saturating_add(head.level.min(7).into())
+    facility.wrapping_shl(3) | head.level.min(7)
 }
 
 /// A time of the Gregorian calendar, UTC.
