@@ -3,7 +3,8 @@
 //! How a message travels: a receive thread gives what is not ours to the [`inbox`]; the thread of
 //! `writer` takes it from there, has the `netconsole` crate put each host's messages in order, and
 //! appends them, a `pass` of all hosts at a time, to the logs that [`store`] names. A third thread
-//! `keep`s: it packs what is complete and removes what is too old. [`settings`] bounds all of it.
+//! `keep`s: it packs what is complete and removes what is too old. [`settings`] bounds all of it,
+//! [`view`] shows how it stands.
 
 mod host;
 pub mod inbox;
@@ -11,6 +12,7 @@ mod keep;
 mod pass;
 pub mod settings;
 pub mod store;
+pub mod view;
 mod writer;
 
 pub use self::writer::run as write;
@@ -21,10 +23,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use netconsole::Counts;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use self::inbox::Inbox;
 use self::settings::Settings;
+use self::view::Askers;
 use crate::serve::events::Events;
 use crate::serve::registry::lock;
 
@@ -39,6 +42,7 @@ pub struct Console {
     tally: Mutex<Tally>,
     /// Directories of hosts that have a complete part.
     full_dirs: Mutex<Vec<PathBuf>>,
+    askers: Askers,
     over: AtomicBool,
 }
 
@@ -60,7 +64,7 @@ pub struct Tally {
 }
 
 /// [`Tally`] and what did not come so far, as an event.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
     /// Datagrams put into order.
     pub datagrams: u64,
@@ -105,6 +109,7 @@ impl Console {
             socket_drops: AtomicU64::new(0),
             tally: Mutex::default(),
             full_dirs: Mutex::default(),
+            askers: Askers::default(),
             over: AtomicBool::new(false),
         }
     }

@@ -3,7 +3,7 @@
 //! On a host: [`key`] files, the [`way`] to a server asked from the kernel over [`netlink`], the
 //! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`], with hosts'
 //! logs in [`console`] (shown by [`log`]), [`forward`], which gives them on, and its [`config`], and
-//! [`operate`], which asks a running one. From a file to a server, as a host would: [`send`].
+//! [`operate`], which asks a running one. Of both: [`status`]. From a file to a server, as a host would: [`send`].
 //! Anywhere: [`triage`].
 
 pub mod arm;
@@ -18,6 +18,7 @@ pub mod operate;
 pub mod records;
 pub mod send;
 pub mod serve;
+pub mod status;
 pub mod time;
 pub mod triage;
 pub mod way;

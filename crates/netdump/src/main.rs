@@ -27,6 +27,7 @@ use netdump::serve::registry::SESSIONS_MAX;
 use netdump::serve::signal::Signals;
 use netdump::serve::verdict::{Deed, Order};
 use netdump::serve::{LINGER, Options, SILENCE_MAX, Server};
+use netdump::status;
 use netdump::triage;
 use proto::console::Format as SyslogFormat;
 use serde::Serialize;
@@ -46,11 +47,10 @@ enum Command {
     Key(KeyCommand),
     /// Arm this host: from now on a crash is sent to the server.
     Arm(ArmArgs),
-    /// Say whether this host is armed, and how.
+    /// Say whether this host is armed, and how; on a server that runs, how hosts' messages stand.
     Status {
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        server: ServerArgs,
     },
     /// Disarm this host and unload the module.
     Disarm,
@@ -369,7 +369,7 @@ fn run(command: Command) -> Result<()> {
             )
         }
         Command::Arm(args) => run_arm(args),
-        Command::Status { json } => print(json, &arm::status()?),
+        Command::Status { server } => print(server.json, &status::status(&server.dumpdir)?),
         Command::Disarm => arm::disarm(),
         Command::Send(args) => run_send(args),
         Command::Serve(args) => run_server(args),

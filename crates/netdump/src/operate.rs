@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::serve::content::PULLED_PAGES_MAX;
 use crate::serve::control::{Answer, CONTROL_FILE, PagesRow, Request, Row};
 use crate::serve::signatures::Entries;
+use crate::status::Server as Status;
 
 /// The sessions under way, for people and programs.
 #[derive(Debug, Serialize)]
@@ -43,6 +44,18 @@ pub fn list(dumpdir: &Path) -> Result<Sessions> {
         return unexpected(&answer);
     };
     Ok(Sessions(rows))
+}
+
+/// How hosts' logs and targets stand at the server that works in `dumpdir`, if one does.
+pub fn status(dumpdir: &Path) -> Result<Option<Status>> {
+    if UnixStream::connect(dumpdir.join(CONTROL_FILE)).is_err() {
+        return Ok(None);
+    }
+    let (answer, _) = ask(dumpdir, &Request::Status)?;
+    let Answer::Status(status) = answer else {
+        return unexpected(&answer);
+    };
+    Ok(Some(*status))
 }
 
 /// The signatures that the server in `dumpdir` knows.

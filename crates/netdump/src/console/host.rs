@@ -9,6 +9,7 @@ use std::path::Path;
 use netconsole::{Position, Stream};
 
 use super::store::{self, Boot};
+use super::view::Heard;
 
 /// See the module's documentation.
 pub(super) struct Host {
@@ -26,6 +27,8 @@ pub(super) struct Host {
     pub(super) limited: u64,
     /// Losses of the server that its log tells, and when it told them.
     pub(super) told: (u64, u64),
+    /// What it said, for people who ask.
+    pub(super) heard: Heard,
 }
 
 /// The file that a host's lines go to.
@@ -71,6 +74,10 @@ impl Host {
             allowance: (0, 0),
             limited: 0,
             told: (0, 0),
+            heard: Heard {
+                at_us: position.map_or(0, |position| position.at_us),
+                ..Heard::default()
+            },
         };
         (host, position)
     }

@@ -16,7 +16,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use netconsole::{Note, Room};
+use netconsole::{Counts, Note, Room};
 
 use self::sealed::Boots;
 use super::host::Host;
@@ -38,6 +38,10 @@ pub(super) struct Writer<'a> {
     pass: Pass,
     room: Room,
     tally: Tally,
+    /// What the hosts' own counts add up to.
+    shared: Counts,
+    /// When the pass began.
+    now_us: u64,
     /// Hosts whose streams wait for something.
     waiting: Vec<u32>,
     /// Hosts with an open file, the one opened first at the front.
@@ -60,6 +64,8 @@ pub fn run(hub: &Hub) {
         pass: Pass::default(),
         room: Room::new(WAITING_BYTES_MAX),
         tally: Tally::default(),
+        shared: Counts::default(),
+        now_us: now_us(),
         waiting: Vec::new(),
         open: VecDeque::new(),
         open_max: open_files_max(),
@@ -77,6 +83,7 @@ pub fn run(hub: &Hub) {
         letters = console.inbox.swap(letters);
         writer.take(&mut letters);
         writer.write();
+        console.answer(&writer.hosts);
     }
     loop {
         letters = console.inbox.swap(letters);
@@ -118,6 +125,7 @@ impl Writer<'_> {
     }
 
     fn take(&mut self, letters: &mut Letters) {
+        self.now_us = now_us();
         for letter in letters.take_sealed() {
             if let Err(reason) = self.take_sealed(letter) {
                 self.hub.drops.add(reason);
@@ -125,7 +133,7 @@ impl Writer<'_> {
         }
         self.give_up_sealed(false);
         letters.each(|from, at_us, datagram| self.take_one(from, at_us, datagram));
-        let now_us = now_us();
+        let now_us = self.now_us;
         let mut index = 0;
         while let Some(&id) = self.waiting.get(index) {
             let host = &mut self.hosts[id as usize];
@@ -224,11 +232,21 @@ impl Writer<'_> {
         }
     }
 
+    /// What was put into the pass from `begin` on, and counted since this was called last, is this
+    /// host's.
     fn close(&mut self, id: u32, begin: usize) {
-        let lines = &mut self.hosts[id as usize].lines;
-        let first = lines.is_none();
-        self.pass.close(begin, lines);
-        if first && lines.is_some() {
+        let host = &mut self.hosts[id as usize];
+        let (now, before) = (self.pass.counts, self.shared);
+        if now.datagrams > before.datagrams {
+            host.heard.at_us = self.now_us;
+        }
+        host.heard.records += now.records - before.records;
+        host.heard.gaps += now.gaps - before.gaps;
+        host.heard.lost += now.lost - before.lost;
+        self.shared = now;
+        let first = host.lines.is_none();
+        self.pass.close(begin, &mut host.lines);
+        if first && host.lines.is_some() {
             self.pass.hosts.push(id);
         }
     }

@@ -25,6 +25,7 @@ use super::session::{Phase, Session};
 use super::signatures::Entries;
 use super::verdict::{Order, order};
 use super::writers::speak;
+use crate::status::Server as Status;
 
 /// Name of the socket in the dump directory.
 pub const CONTROL_FILE: &str = ".control";
@@ -43,6 +44,8 @@ const IDLE_WAIT: Duration = Duration::from_millis(50);
 pub enum Request {
     /// Which sessions are under way?
     List,
+    /// How do hosts' logs and targets stand?
+    Status,
     /// Which signatures are known?
     Signatures,
     /// Take the next crash with this signature in full.
@@ -72,6 +75,8 @@ pub enum Request {
 pub enum Answer {
     /// The sessions under way.
     Sessions(Vec<Row>),
+    /// How hosts' logs and targets stand.
+    Status(Box<Status>),
     /// The signatures.
     Signatures(Entries),
     /// It is done; this is the verdict now.
@@ -212,6 +217,15 @@ fn answer(hub: &Arc<Hub>, request: Request) -> Result<(Answer, Vec<Piece>)> {
                 .collect();
             rows.sort_by(|one, other| one.crash.cmp(&other.crash));
             Ok((Answer::Sessions(rows), Vec::new()))
+        }
+        Request::Status => {
+            let status = Status {
+                console: hub.console.figures(),
+                hosts: hub.console.hosts(),
+                forward: hub.forward.rows(),
+                looped: hub.forward.looped(),
+            };
+            Ok((Answer::Status(Box::new(status)), Vec::new()))
         }
         Request::Signatures => Ok((Answer::Signatures(hub.signatures.entries()), Vec::new())),
         Request::WantNext { signature } => {

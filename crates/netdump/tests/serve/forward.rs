@@ -144,6 +144,7 @@ fn records_and_a_summary_of_a_crash_are_forwarded() {
     crash.crash(server.address);
     server.wait_for("complete");
     thread::sleep(Duration::from_millis(500));
+    assert_status(&place);
     let row = server.stop_with("forward");
     let frames = received.join().unwrap();
     let without_time = |frame: &String| {
@@ -180,6 +181,31 @@ fn records_and_a_summary_of_a_crash_are_forwarded() {
         (&4.into(), &0.into()),
         "{row}"
     );
+}
+
+/// What `netdump status` says of the messages of the test above.
+fn assert_status(place: &Place) {
+    let (code, text, error) = place.run(&["status", "--json"]);
+    assert_eq!(code, 0, "{error}");
+    let status: Value = serde_json::from_str(&text).unwrap();
+    let server = &status["server"];
+    assert_eq!(server["looped"], 1, "{text}");
+    assert_eq!(server["forward"][0]["sent"], 4, "{text}");
+    assert_eq!(server["console"]["written"], 5, "{text}");
+    let host = &server["hosts"]["rows"][0];
+    assert_eq!(host["host"], "127.0.10.1", "{text}");
+    assert_eq!(
+        (&host["records"], &host["gaps"]),
+        (&4.into(), &0.into()),
+        "{text}"
+    );
+    let (_, text, _) = place.run(&["status"]);
+    let row = text.lines().last().unwrap();
+    assert!(
+        row.starts_with("127.0.10.1  ") && row.contains("  4  "),
+        "{text}"
+    );
+    assert!(text.contains("forwarded to siem (tcp://"), "{text}");
 }
 
 #[test]
