@@ -13,8 +13,11 @@ use crate::number;
 /// The longest body that is put together from fragments. The longest that a kernel can send is
 /// about 74 KiB: a record, 256 entries of user data and four of system data.
 pub const BODY_BYTES_MAX: usize = 80 << 10;
-/// `facility * 8 + level` ends at local7.debug.
-const PREFIX_MAX: u64 = 191;
+/// `facility * 8 + level` of the last facility: syslog knows 24 of them, a kernel takes 256 from the
+/// programs that write to its log.
+const PREFIX_MAX: u64 = 2047;
+/// Digits of that.
+const PREFIX_BYTES_MAX: usize = 4;
 /// `UTS_RELEASE` of any kernel.
 const RELEASE_BYTES_MAX: usize = 64;
 
@@ -35,7 +38,7 @@ pub struct Extended<'a> {
     /// The kernel's release, if the target says it.
     pub release: Option<&'a str>,
     /// Facility times eight plus level.
-    pub prefix: u8,
+    pub prefix: u16,
     /// The record's number, counted from 0 in each boot.
     pub seq: u64,
     /// Microseconds of the kernel's local clock.
@@ -146,16 +149,15 @@ fn extended(bytes: &[u8]) -> Result<Option<Extended<'_>>, Flaw> {
     }
     // Three numbers in a row: what does not begin so is text.
     let (Some(prefix), Some(seq), Some(time_us)) = (
-        number::parse(first).filter(|_| first.len() <= 3),
+        number::parse(first).filter(|_| first.len() <= PREFIX_BYTES_MAX),
         fields.next().and_then(number::parse),
         fields.next_or_last().and_then(number::parse),
     ) else {
         return Ok(None);
     };
-    let prefix = u8::try_from(prefix.min(PREFIX_MAX + 1)).unwrap_or(u8::MAX);
-    if u64::from(prefix) > PREFIX_MAX {
+    let Some(prefix) = u16::try_from(prefix).ok().filter(|_| prefix <= PREFIX_MAX) else {
         return Err(Flaw::Prefix);
-    }
+    };
     let mut found = Extended {
         release,
         prefix,
@@ -303,6 +305,7 @@ mod tests {
             "the first kernels had no flag"
         );
         assert_eq!(extended("4,1,2,+;x").flag, b'+');
+        assert_eq!(extended("2047,1,2,-;x").prefix, 2047);
         assert_eq!(extended("4,1,2,-;;a;b,c").body, b";a;b,c");
     }
 
@@ -328,7 +331,7 @@ mod tests {
     fn what_is_malformed_is_said_to_be() {
         for (text, flaw) in [
             ("", Flaw::Empty),
-            ("192,1,2,-;x", Flaw::Prefix),
+            ("2048,1,2,-;x", Flaw::Prefix),
             ("6,1,2,-,caller=T1", Flaw::NoEnd),
             ("6,1,2,x;x", Flaw::Flag),
             ("6,1,2,-,ncfrag=0/3;four", Flaw::Fragment),

@@ -23,7 +23,7 @@ use crate::time::{self, TIME_BYTES};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
     /// Facility times eight plus level; basic netconsole does not say it.
-    pub prefix: Option<u8>,
+    pub prefix: Option<u16>,
     /// The record's number in its boot.
     pub seq: Option<u64>,
     /// Microseconds of the kernel's local clock.
@@ -278,7 +278,7 @@ fn record_of<'a>(header: &[u8], text: &'a [u8]) -> Option<Record<'a>> {
         .next()
         .and_then(|field| field.strip_prefix(b"caller="));
     Some(Record {
-        prefix: prefix.and_then(|prefix| u8::try_from(prefix).ok()),
+        prefix: prefix.and_then(|prefix| u16::try_from(prefix).ok()),
         seq,
         time_us,
         flag,
@@ -291,7 +291,14 @@ impl<'a> Record<'a> {
     /// Severity, 0 (emergency) to 7 (debug).
     #[must_use]
     pub fn level(&self) -> Option<u8> {
-        self.prefix.map(|prefix| prefix & 7)
+        self.prefix.and_then(|prefix| u8::try_from(prefix & 7).ok())
+    }
+
+    /// Facility, 0 for the kernel itself.
+    #[must_use]
+    pub fn facility(&self) -> Option<u8> {
+        self.prefix
+            .and_then(|prefix| u8::try_from(prefix >> 3).ok())
     }
 
     /// The text of a stored record, as it was printed.
@@ -394,6 +401,21 @@ mod tests {
             text,
             "a stored record is written as it was read"
         );
+    }
+
+    #[test]
+    fn every_facility_is_kept() {
+        let record = Record {
+            prefix: Some(2047),
+            ..record(Body::Escaped(b"x\n"))
+        };
+        let text = line(&record);
+        let Some(Stored::Record(found)) =
+            Line::parse(text.trim_end().as_bytes()).map(|line| line.what)
+        else {
+            panic!("{text}");
+        };
+        assert_eq!((found.facility(), found.level()), (Some(255), Some(7)));
     }
 
     #[test]

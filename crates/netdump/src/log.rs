@@ -343,7 +343,7 @@ impl Object {
         Self {
             sequence: record.seq,
             time_us: record.time_us,
-            facility: record.prefix.map(|prefix| prefix >> 3),
+            facility: record.facility(),
             level: record.level(),
             caller: record.caller.map(|caller| match caller {
                 Caller::Task(number) => format!("T{number}"),

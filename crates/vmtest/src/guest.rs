@@ -1,16 +1,19 @@
 //! What the first programs of guests have in common: mounts, modules, memory of their own, waiting.
 
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::mount::{MountFlags, mount};
+use serde::Serialize;
 
-use crate::stage::DEVICE;
+use crate::stage::{DEVICE, Network, PORT_NAME};
 
 /// How long devices may take to appear; generous because an emulated CPU can be slow.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -144,4 +147,69 @@ pub fn map(bytes: usize, flags: MapFlags) -> Result<&'static mut [u8]> {
     // SAFETY: the mapping is `bytes` long, readable and writable, zeroed, known to nobody else, and
     // not unmapped as long as anybody uses it.
     Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), bytes) })
+}
+
+/// Tells the harness something, on one line of the port.
+///
+/// # Errors
+/// If the port is gone.
+pub fn tell(port: &mut File, what: &impl Serialize) -> Result<()> {
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
+    port.write_all(&line).context("cannot write to the port")
+}
+
+/// The port to the harness.
+///
+/// # Errors
+/// If it is not there yet.
+pub fn find_port() -> Result<File> {
+    for entry in fs::read_dir("/sys/class/virtio-ports").context("no virtio-serial port")? {
+        let entry = entry?;
+        if fs::read_to_string(entry.path().join("name"))
+            .unwrap_or_default()
+            .trim()
+            == PORT_NAME
+        {
+            let device = PathBuf::from("/dev").join(entry.file_name());
+            return OpenOptions::new()
+                .write(true)
+                .open(device)
+                .context("cannot open the port");
+        }
+    }
+    bail!("no virtio-serial port is called {PORT_NAME}")
+}
+
+/// Gives the guest its address, and what belongs to that; the hardware address of its network card.
+///
+/// # Errors
+/// If the card does not come, or the kernel refuses something.
+pub fn configure_network(network: Network) -> Result<String> {
+    let mac = hardware_address()?;
+    // Nobody else is on this wire, so nobody need be asked whether an address is free.
+    for conf in ["all", "default", DEVICE] {
+        fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/accept_dad"), "0")
+            .context("cannot switch the search for duplicate addresses off")?;
+    }
+    let (mtu, vlan) = (network.mtu.map(|mtu| mtu.to_string()), network.vlan);
+    let (device, vlan) = (network.device(), vlan.map(|vlan| vlan.to_string()));
+    let prefix = if network.ip6 { 64 } else { 24 };
+    let address = format!("{}/{prefix}", network.guest());
+    let mut commands = vec![vec!["link", "set", "lo", "up"]];
+    if let Some(mtu) = &mtu {
+        commands.push(vec!["link", "set", DEVICE, "mtu", mtu]);
+    }
+    commands.push(vec!["link", "set", DEVICE, "up"]);
+    if let Some(vlan) = &vlan {
+        let above = ["link", "add", "link", DEVICE, "name", &device];
+        commands.push([&above[..], &["type", "vlan", "id", vlan]].concat());
+        commands.push(vec!["link", "set", &device, "up"]);
+    }
+    commands.push(vec!["addr", "add", &address, "dev", &device]);
+    for command in commands {
+        run("/bin/busybox", &[&["ip"], &command[..]].concat())?;
+    }
+    wait_for_carrier(&device)?;
+    Ok(mac)
 }

@@ -6,6 +6,13 @@
 //! member called `TRAILER!!!`. Source of the format: the kernel's
 //! Documentation/driver-api/early-userspace/buffer-format.rst.
 
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::modules::Module;
+
 /// An archive under construction.
 #[derive(Debug, Default)]
 pub struct Initramfs {
@@ -25,6 +32,41 @@ struct Member {
 }
 
 impl Initramfs {
+    /// An archive with what every guest has: folders to mount on, a console, and programs.
+    ///
+    /// # Errors
+    /// If a program cannot be read.
+    pub fn system(programs: &[(&str, &Path)]) -> Result<Self> {
+        let mut archive = Self::default();
+        for folder in ["bin", "dev", "modules", "proc", "sys"] {
+            archive.directory(folder);
+        }
+        archive.device("dev/console", 5, 1);
+        for (name, path) in programs {
+            archive.file(name, 0o755, &read(path)?);
+        }
+        Ok(archive)
+    }
+
+    /// Adds a file of this machine, for its owner only.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn copy(&mut self, name: &str, path: &Path) -> Result<()> {
+        self.file(name, 0o600, &read(path)?);
+        Ok(())
+    }
+
+    /// Adds modules below /modules; gives their file names, in load order.
+    pub fn modules(&mut self, modules: &[Module]) -> Vec<String> {
+        let add = |module: &Module| {
+            let name = format!("{}.ko", module.name);
+            self.file(&format!("modules/{name}"), 0o600, &module.image);
+            name
+        };
+        modules.iter().map(add).collect()
+    }
+
     /// Adds a directory; parents must be added before their children.
     pub fn directory(&mut self, path: &str) {
         self.member(
@@ -105,6 +147,10 @@ impl Initramfs {
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 
 pub mod agreement;
 pub mod batch;
+pub mod console;
 pub mod crash;
 pub mod frame;
 pub mod guest;

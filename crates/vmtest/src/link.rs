@@ -12,8 +12,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -62,6 +62,66 @@ pub struct Counters {
     last_ns: AtomicU64,
 }
 
+/// A port of the server, as the guest sees it, and the process behind it.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// The UDP port the guest sends to.
+    pub port: u16,
+    /// The port on loopback where it leads.
+    pub to: u16,
+    /// Where a copy of every datagram is kept, if it is to be known which of them came through.
+    pub tap: Option<Arc<Tap>>,
+}
+
+/// What the guest sent to one door.
+#[derive(Debug, Default)]
+pub struct Tap {
+    passed: Mutex<Passed>,
+}
+
+/// Payloads of datagrams, on both ends of the road to the server.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// As the guest sent them.
+    pub sent: Vec<Vec<u8>>,
+    /// As they were given to the process behind the door.
+    pub arrived: Vec<Vec<u8>>,
+}
+
+impl Door {
+    /// Where crashes go, with nobody looking.
+    #[must_use]
+    pub fn server(to: u16) -> Self {
+        Self {
+            port: SERVER_PORT,
+            to,
+            tap: None,
+        }
+    }
+
+    /// A door with a tap.
+    #[must_use]
+    pub fn tapped(port: u16, to: u16) -> Self {
+        let tap = Some(Arc::default());
+        Self { port, to, tap }
+    }
+
+    /// What has passed since the last call.
+    #[must_use]
+    pub fn passed(&self) -> Passed {
+        let tap = self.tap.as_deref();
+        tap.map_or_else(Passed::default, |tap| {
+            std::mem::take(&mut *tap.passed.lock().unwrap_or_else(PoisonError::into_inner))
+        })
+    }
+
+    fn record(&self, add: impl FnOnce(&mut Passed)) {
+        if let Some(tap) = &self.tap {
+            add(&mut tap.passed.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
 /// A running wire; it ends when dropped.
 #[derive(Debug)]
 pub struct Link {
@@ -104,14 +164,13 @@ impl Marker {
 }
 
 impl Link {
-    /// Starts the wire to the server on loopback port `server_port`; gives the guest's end for
-    /// QEMU.
+    /// Starts the wire to the processes behind `doors`; gives the guest's end for QEMU.
     ///
     /// # Errors
     /// If sockets, the capture file or the thread cannot be made.
     pub fn start(
         network: Network,
-        server_port: u16,
+        doors: &[Door],
         faults: Faults,
         capture: &Path,
     ) -> Result<(Self, OwnedFd)> {
@@ -138,7 +197,7 @@ impl Link {
         let switch = Switch {
             wire: ours,
             network,
-            server_port,
+            doors: doors.to_vec(),
             guest_mac: [0xff; 6],
             flows: Vec::new(),
             roads: [road(0), road(1)],
@@ -236,13 +295,14 @@ impl Drop for Link {
 #[derive(Debug)]
 struct Flow {
     guest: Endpoint,
+    door: usize,
     socket: UdpSocket,
 }
 
 struct Switch {
     wire: OwnedFd,
     network: Network,
-    server_port: u16,
+    doors: Vec<Door>,
     guest_mac: Mac,
     flows: Vec<Flow>,
     /// From the guest, and to it.
@@ -302,9 +362,29 @@ impl Switch {
             let frame = batch.get(index);
             add(&self.counters.guest_frames, 1);
             add(&self.counters.guest_bytes, frame.len() as u64);
+            self.watch(frame);
             self.roads[0].enter(now, frame, &mut arrived);
         }
         self.outward(&arrived)
+    }
+
+    /// Keeps a copy of a datagram for a door with a tap.
+    fn watch(&self, frame: &[u8]) {
+        if self.doors.iter().all(|door| door.tap.is_none()) {
+            return;
+        }
+        if let Frame::Udp { to, payload, .. } = self.network.format().parse(frame)
+            && let Some(door) = self.door(to)
+        {
+            self.doors[door].record(|passed| passed.sent.push(frame[payload].to_vec()));
+        }
+    }
+
+    /// The door that a datagram to this endpoint goes through.
+    fn door(&self, to: Endpoint) -> Option<usize> {
+        let (server, port) = to;
+        let is_it = |door: &Door| server == self.network.server() && door.port == port;
+        self.doors.iter().position(is_it)
     }
 
     fn carry_in(&mut self, flow: usize, batch: &mut Batch) -> Result<()> {
@@ -314,7 +394,8 @@ impl Switch {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => 0,
             Err(error) => return Err(error.into()),
         };
-        let (guest, server) = (self.flows[flow].guest, (self.network.server(), SERVER_PORT));
+        let Flow { guest, door, .. } = self.flows[flow];
+        let server = (self.network.server(), self.doors[door].port);
         for index in 0..count {
             let macs = [self.guest_mac, HARNESS_MAC];
             format.write_headers(batch.get_mut(index), macs, server, guest);
@@ -357,7 +438,7 @@ impl Switch {
     /// Takes what arrives from the guest.
     fn outward(&mut self, frames: &[Cow<'_, [u8]>]) -> Result<()> {
         let now = SystemTime::now();
-        let server = (self.network.server(), SERVER_PORT);
+        let server = self.network.server();
         let mut waiting: Vec<&[u8]> = Vec::with_capacity(frames.len());
         let mut waiting_flow = 0;
         for bytes in frames {
@@ -365,15 +446,19 @@ impl Switch {
             let parsed = self.network.format().parse(bytes);
             match parsed {
                 _ if !frame::is_for_harness(bytes) => add(&self.counters.other, 1),
-                Frame::Question { target, asker } if target == server.0 => {
+                Frame::Question { target, asker } if target == server => {
                     self.answer(bytes, asker)?;
                 }
                 Frame::Answer { target } if target == self.network.guest() => {
                     add(&self.counters.answered, 1);
                 }
-                Frame::Udp { from, to, payload } if to == server => {
+                Frame::Udp { from, to, payload } => {
+                    let Some(door) = self.door(to) else {
+                        add(&self.counters.other, 1);
+                        continue;
+                    };
                     self.guest_mac = frame::source(bytes).unwrap_or(self.guest_mac);
-                    let flow = self.flow(from)?;
+                    let flow = self.flow(from, door)?;
                     if flow != waiting_flow {
                         self.to_server(waiting_flow, &waiting)?;
                         waiting.clear();
@@ -382,10 +467,9 @@ impl Switch {
                     waiting.push(&bytes[payload]);
                 }
                 Frame::Damaged => add(&self.counters.damaged, 1),
-                Frame::Question { .. }
-                | Frame::Answer { .. }
-                | Frame::Udp { .. }
-                | Frame::Other => add(&self.counters.other, 1),
+                Frame::Question { .. } | Frame::Answer { .. } | Frame::Other => {
+                    add(&self.counters.other, 1)
+                }
             }
         }
         self.to_server(waiting_flow, &waiting)
@@ -408,6 +492,11 @@ impl Switch {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => 0,
                 Err(error) => return Err(error.into()),
             };
+            let door = &self.doors[self.flows[flow].door];
+            door.record(|passed| {
+                let arrived = datagrams.iter().take(sent);
+                passed.arrived.extend(arrived.map(|bytes| bytes.to_vec()));
+            });
             add(&self.counters.to_server, sent as u64);
             add(&self.counters.overruns, (datagrams.len() - sent) as u64);
         }
@@ -449,9 +538,11 @@ impl Switch {
         self.inward(&arrived)
     }
 
-    /// The flow of the guest's endpoint `guest`, made when it is new; the oldest makes room.
-    fn flow(&mut self, guest: Endpoint) -> Result<usize> {
-        if let Some(index) = self.flows.iter().position(|flow| flow.guest == guest) {
+    /// The flow from the guest's endpoint `guest` through a door, made when it is new; the oldest
+    /// makes room.
+    fn flow(&mut self, guest: Endpoint, door: usize) -> Result<usize> {
+        let is_it = |flow: &Flow| (flow.guest, flow.door) == (guest, door);
+        if let Some(index) = self.flows.iter().position(is_it) {
             return Ok(index);
         }
         let loopback = if self.network.ip6 {
@@ -461,13 +552,17 @@ impl Switch {
         };
         let socket =
             UdpSocket::bind((loopback, 0)).context("cannot make a socket to the server")?;
-        socket.connect(SocketAddr::new(loopback, self.server_port))?;
+        socket.connect(SocketAddr::new(loopback, self.doors[door].to))?;
         sockopt::set_socket_recv_buffer_size_force(socket.as_fd(), SOCKET_BUFFER)
             .or_else(|_| sockopt::set_socket_recv_buffer_size(socket.as_fd(), SOCKET_BUFFER))?;
         if self.flows.len() == FLOWS_MAX {
             self.flows.remove(0);
         }
-        self.flows.push(Flow { guest, socket });
+        self.flows.push(Flow {
+            guest,
+            door,
+            socket,
+        });
         Ok(self.flows.len() - 1)
     }
 }
@@ -486,10 +581,13 @@ mod tests {
     use super::*;
     use crate::frame::tests::GUEST;
 
+    const OTHER_PORT: u16 = 514;
+
     struct World {
         network: Network,
         server: UdpSocket,
         link: Link,
+        doors: [Door; 2],
         guest: OwnedFd,
         _folder: tempfile::TempDir,
     }
@@ -507,11 +605,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let port = server.local_addr().unwrap().port();
         let capture = folder.path().join("wire.pcap");
-        let (link, guest) = Link::start(network, port, faults, &capture).unwrap();
+        let doors = [Door::server(port), Door::tapped(OTHER_PORT, port)];
+        let (link, guest) = Link::start(network, &doors, faults, &capture).unwrap();
         World {
             network,
             server,
             link,
+            doors,
             guest,
             _folder: folder,
         }
@@ -520,13 +620,14 @@ mod tests {
     impl World {
         /// A frame as the guest sends it: a datagram from its port `port` to the server.
         fn guest_frame(&self, port: u16, payload: &[u8]) -> Vec<u8> {
+            self.frame_to(SERVER_PORT, port, payload)
+        }
+
+        fn frame_to(&self, to: u16, port: u16, payload: &[u8]) -> Vec<u8> {
             let format = self.network.format();
             let mut frame = vec![0; format.header_bytes()];
             frame.extend_from_slice(payload);
-            let (from, to) = (
-                (self.network.guest(), port),
-                (self.network.server(), SERVER_PORT),
-            );
+            let (from, to) = ((self.network.guest(), port), (self.network.server(), to));
             format.write_headers(&mut frame, [HARNESS_MAC, GUEST], from, to);
             frame
         }
@@ -577,6 +678,35 @@ mod tests {
                 assert_eq!((to.1, &reply[payload]), (port, &b"welcome"[..]));
             }
         }
+    }
+
+    #[test]
+    fn a_tap_keeps_what_was_sent_and_what_arrived() {
+        let faults = Faults {
+            loss_percent: 50.0,
+            seed: 3,
+            ..Faults::default()
+        };
+        let world = world(Network::default(), faults);
+        for number in 0..100_u8 {
+            let frame = world.frame_to(OTHER_PORT, 40000, &[number]);
+            while batch::send(&world.guest, &[&frame]).unwrap() == 0 {
+                std::thread::yield_now();
+            }
+        }
+        let counters = Arc::clone(&world.link.counters);
+        while counters.guest_frames.load(Ordering::Relaxed) < 100 {
+            std::thread::yield_now();
+        }
+        world.link.stop().unwrap();
+        let lost = counters.mishaps[0].lost.load(Ordering::Relaxed) as usize;
+        let Passed { sent, arrived } = world.doors[1].passed();
+        assert_eq!(
+            sent,
+            (0..100).map(|number| vec![number]).collect::<Vec<_>>()
+        );
+        assert!((1..100).contains(&lost) && arrived.len() == 100 - lost);
+        assert!(arrived.iter().all(|bytes| sent.contains(bytes)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, ValueEnum as _};
 use indicatif::{ProgressBar, ProgressStyle};
+use vmtest::console::{self, Sender};
 use vmtest::crash::Crash;
 use vmtest::peer::{self, Way};
 use vmtest::road::Faults;
@@ -34,6 +35,99 @@ enum Command {
     },
     /// One guest full of real files, whose dump goes by netdump or by kdump, timed.
     Peer(Box<Peer>),
+    /// One guest whose kernel messages go to a server, by in-tree netconsole or by netdump.
+    Console(Box<Console>),
+}
+
+#[derive(Args, Debug)]
+struct Console {
+    /// Who sends the messages
+    #[arg(long, value_enum)]
+    sender: Sender,
+    /// Folder of an unpacked linux-image package
+    #[arg(long)]
+    image: PathBuf,
+    /// netdump.ko built for that kernel
+    #[arg(long)]
+    module: PathBuf,
+    /// Static netdump program
+    #[arg(long)]
+    netdump: PathBuf,
+    /// Static console_init program
+    #[arg(long)]
+    console_init: PathBuf,
+    /// Static busybox
+    #[arg(long, default_value = "/bin/busybox")]
+    busybox: PathBuf,
+    /// QEMU program
+    #[arg(long, default_value = "qemu-system-x86_64")]
+    qemu: String,
+    /// rsyslogd; without it only netdump receives
+    #[arg(long)]
+    rsyslogd: Option<PathBuf>,
+    /// How netdump's module speaks to rsyslogd
+    #[arg(long, default_value = "5424", value_parser = ["5424", "3164"])]
+    syslog_format: String,
+    /// Network device of the guest
+    #[arg(long, value_enum, default_value = "virtio-net")]
+    nic: Nic,
+    /// The kernel does not crash after its messages
+    #[arg(long)]
+    no_crash: bool,
+    #[command(flatten)]
+    wire: Wire,
+    /// Keep all files of the run in this new folder
+    #[arg(long)]
+    keep: Option<PathBuf>,
+    /// Print the report as one JSON object on the last line
+    #[arg(long)]
+    json: bool,
+}
+
+/// What goes wrong on the wire.
+#[derive(Args, Debug)]
+struct Wire {
+    /// Percent of frames lost on the wire, in each direction
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    loss: f64,
+    /// Percent of frames that arrive twice
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    duplicate: f64,
+    /// Percent of frames that later ones overtake
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    reorder: f64,
+    /// Percent of frames in which a bit changes
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    corrupt: f64,
+    /// Percent of frames that are cut short
+    #[arg(long, default_value = "0", value_parser = parse_percent)]
+    truncate: f64,
+    /// Milliseconds that each frame takes from one end to the other
+    #[arg(long, default_value = "0", value_parser = parse_milliseconds)]
+    delay: Duration,
+    /// Seed of the pattern and the faults; a new one each time if not given
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl Wire {
+    fn faults(&self) -> Faults {
+        let seed = self.seed.unwrap_or_else(|| {
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
+            u64::from(now.subsec_nanos())
+        });
+        Faults {
+            loss_percent: self.loss,
+            duplicate_percent: self.duplicate,
+            reorder_percent: self.reorder,
+            corrupt_percent: self.corrupt,
+            truncate_percent: self.truncate,
+            delay: self.delay,
+            seed,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -135,27 +229,8 @@ struct Options {
     /// Arm the guest with a first server that does not exist
     #[arg(long)]
     dead_server: bool,
-    /// Percent of frames lost on the wire, in each direction
-    #[arg(long, default_value = "0", value_parser = parse_percent)]
-    loss: f64,
-    /// Percent of frames that arrive twice
-    #[arg(long, default_value = "0", value_parser = parse_percent)]
-    duplicate: f64,
-    /// Percent of frames that later ones overtake
-    #[arg(long, default_value = "0", value_parser = parse_percent)]
-    reorder: f64,
-    /// Percent of frames in which a bit changes
-    #[arg(long, default_value = "0", value_parser = parse_percent)]
-    corrupt: f64,
-    /// Percent of frames that are cut short
-    #[arg(long, default_value = "0", value_parser = parse_percent)]
-    truncate: f64,
-    /// Milliseconds that each frame takes from one end to the other
-    #[arg(long, default_value = "0", value_parser = parse_milliseconds)]
-    delay: Duration,
-    /// Seed of the pattern and the faults; a new one each time if not given
-    #[arg(long)]
-    seed: Option<u64>,
+    #[command(flatten)]
+    wire: Wire,
     /// Format of the vmcore
     #[arg(long, default_value = "kdump", value_parser = ["kdump", "elf"])]
     format: String,
@@ -196,6 +271,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Run(options) => execute(&options),
         Command::Peer(options) => compare(*options).map(|()| true),
+        Command::Console(options) => hear(*options),
         Command::Menu => {
             menu();
             Ok(true)
@@ -239,6 +315,37 @@ fn compare(options: Peer) -> Result<()> {
     Ok(())
 }
 
+/// Runs a guest whose messages are to be kept, and reports; whether the verdict is Ok.
+fn hear(options: Console) -> Result<bool> {
+    let folder = Folder::new(options.keep.as_deref())?;
+    let plan = console::Plan {
+        sender: options.sender,
+        image: options.image,
+        module: options.module,
+        netdump: options.netdump,
+        console_init: options.console_init,
+        busybox: options.busybox,
+        qemu: options.qemu,
+        rsyslogd: options.rsyslogd,
+        syslog_format: options.syslog_format,
+        nic: options.nic,
+        crash: !options.no_crash,
+        faults: options.wire.faults(),
+    };
+    let start = Instant::now();
+    let mut report = console::run(&plan, folder.path(), &mut |stage| {
+        eprintln!("vmtest: {:6.1} s {stage}", start.elapsed().as_secs_f64());
+    })?;
+    let good = report.verdict == "Ok";
+    report.folder = folder.close(good)?;
+    if options.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    Ok(good)
+}
+
 fn menu() {
     for crash in Crash::value_variants() {
         println!("crash {}", crash.name());
@@ -260,19 +367,14 @@ fn matrix(results: &Path, kernels: &[String]) -> Result<()> {
 
 /// Runs and reports; whether the verdict is Ok.
 fn execute(options: &Options) -> Result<bool> {
-    let seed = options.seed.unwrap_or_else(|| {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        u64::from(now.subsec_nanos())
-    });
+    let faults = options.wire.faults();
     ensure!(
         !options.keep_user || options.crash.is_in_process(),
         "--keep-user needs a crash in process context: with {} the crashing task is any",
         options.crash.name()
     );
     let folder = Folder::new(options.keep.as_deref())?;
-    let plan = plan(options, seed);
+    let (plan, seed) = (plan(options, faults), faults.seed);
     let bar = bar(options.memory);
     let mut shown = Shown::default();
     let mut report = run(&plan, seed, folder.path(), &mut |progress| {
@@ -288,7 +390,7 @@ fn execute(options: &Options) -> Result<bool> {
     Ok(good)
 }
 
-fn plan(options: &Options, seed: u64) -> Plan {
+fn plan(options: &Options, faults: Faults) -> Plan {
     Plan {
         image: options.image.clone(),
         module: options.module.clone(),
@@ -308,15 +410,7 @@ fn plan(options: &Options, seed: u64) -> Plan {
             mtu: options.mtu,
             dead_server: options.dead_server,
         },
-        faults: Faults {
-            loss_percent: options.loss,
-            duplicate_percent: options.duplicate,
-            reorder_percent: options.reorder,
-            corrupt_percent: options.corrupt,
-            truncate_percent: options.truncate,
-            delay: options.delay,
-            seed,
-        },
+        faults,
         format: options.format.clone(),
         filter: options.filter,
         arm_filter: options.arm_filter,

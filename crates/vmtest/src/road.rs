@@ -33,6 +33,29 @@ pub struct Faults {
     pub seed: u64,
 }
 
+impl Faults {
+    /// Whether frames may be lost, changed, doubled or put out of order.
+    #[must_use]
+    pub fn is_some(self) -> bool {
+        let Self {
+            loss_percent,
+            duplicate_percent,
+            reorder_percent,
+            corrupt_percent,
+            truncate_percent,
+            ..
+        } = self;
+        let all = [
+            loss_percent,
+            duplicate_percent,
+            reorder_percent,
+            corrupt_percent,
+            truncate_percent,
+        ];
+        all.into_iter().any(|percent| percent > 0.0)
+    }
+}
+
 /// What has gone wrong so far; the wire's thread writes, everybody reads.
 #[derive(Debug, Default)]
 pub struct Mishaps {

@@ -20,7 +20,7 @@ use crate::crash::{By, Crash, End, On};
 use crate::frame::Mac;
 use crate::initramfs::Initramfs;
 use crate::kernel::KernelView;
-use crate::link::{Link, Marker};
+use crate::link::{Door, Link, Marker};
 use crate::memory::GuestMemory;
 use crate::modules::{self, Modules};
 use crate::oracle::{self, Comparison, FIRMWARE_PAGES_MAX, Written};
@@ -32,7 +32,7 @@ use crate::rules::{Rules, bounce_buffers, buffer_blocks};
 use crate::server::{self, Listen, Server, Session};
 use crate::stage::{CRASH_DELAY, Fill, Kernel, Network, ORDERS_PATH, Orders, PatternRun, Stage};
 use crate::verdict::{Observations, Verdict};
-use crate::vm::{Accelerator, Guest, Nic, Vm};
+use crate::vm::{Accelerator, Guest, Nic, SERIAL_CONSOLE, Vm};
 
 /// What to run. All paths exist already; nothing is fetched.
 #[derive(Clone, Debug)]
@@ -321,6 +321,7 @@ fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
     let how = Listen {
         filter: plan.filter,
         ip6: plan.network.ip6,
+        events: false,
     };
     let server = Server::start(&plan.netdump, folder, &plan.format, how)?;
     let initramfs = folder.join("initramfs.cpio");
@@ -329,7 +330,12 @@ fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
     let accelerator = Accelerator::probe(&plan.qemu, &kernel)?;
     let memory = GuestMemory::new(plan.memory)?;
     let capture = folder.join("wire.pcap");
-    let (link, wire) = Link::start(plan.network, server.port, plan.faults, &capture)?;
+    let (link, wire) = Link::start(
+        plan.network,
+        &[Door::server(server.port)],
+        plan.faults,
+        &capture,
+    )?;
     let (port, guest_port) = UnixStream::pair().context("cannot make the guest's port")?;
     let guest = Guest {
         kernel: &kernel,
@@ -339,6 +345,7 @@ fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
         cpus: plan.cpus,
         nic: plan.nic,
         accelerator,
+        words: SERIAL_CONSOLE,
     };
     let started = Instant::now();
     let vm = Vm::start(&plan.qemu, &guest, &memory, OwnedFd::from(guest_port), wire)?;
@@ -386,34 +393,15 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
     needed.extend((plan.fill == Fill::Mixed).then_some(RAM_DISK));
     needed.extend(plan.network.vlan.map(|_| "8021q"));
     let modules = modules.closure(&needed)?;
-    let mut archive = Initramfs::default();
-    for folder in ["bin", "dev", "modules", "proc", "sys"] {
-        archive.directory(folder);
-    }
-    archive.device("dev/console", 5, 1);
-    let programs = [
+    let mut archive = Initramfs::system(&[
         ("init", &plan.guest_init),
         ("bin/busybox", &plan.busybox),
         ("bin/netdump", &plan.netdump),
-    ];
-    for (name, path) in programs {
-        let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        archive.file(name, 0o755, &content);
-    }
+    ])?;
     archive.file("netdump.ko", 0o600, &modules::read(&plan.module)?);
     archive.file("crashme.ko", 0o600, &modules::read(&plan.crashme)?);
-    archive.file(
-        "key",
-        0o600,
-        &fs::read(key).with_context(|| format!("cannot read {}", key.display()))?,
-    );
-    let names = modules
-        .iter()
-        .map(|module| format!("{}.ko", module.name))
-        .collect();
-    for module in &modules {
-        archive.file(&format!("modules/{}.ko", module.name), 0o600, &module.image);
-    }
+    archive.copy("key", key)?;
+    let names = archive.modules(&modules);
     let orders = Orders {
         modules: names,
         crash: plan.crash,

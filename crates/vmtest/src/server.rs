@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Deserialize;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
 
 /// Name of the host in its key.
-const HOST_NAME: &str = "vmtest";
+pub const HOST_NAME: &str = "vmtest";
 
 /// A running server; it ends when dropped.
 #[derive(Debug)]
@@ -30,6 +31,37 @@ pub struct Listen {
     pub filter: u8,
     /// On the loopback address of IPv6, not of IPv4.
     pub ip6: bool,
+    /// It tells its events in JSON.
+    pub events: bool,
+}
+
+/// What the server says of hosts' messages when it ends.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct Figures {
+    /// Datagrams that it took.
+    pub datagrams: u64,
+    /// Records in logs.
+    pub written: u64,
+    /// Boots begun.
+    pub boots: u64,
+    /// Sequence numbers passed over.
+    pub gaps: u64,
+    /// Of those, records known to be sent.
+    pub lost: u64,
+    /// Records that came after they had been passed over.
+    pub late: u64,
+    /// Records and fragments that came more than once.
+    pub duplicates: u64,
+    /// Records of which fragments are missing.
+    pub incomplete: u64,
+    /// Malformed datagrams.
+    pub malformed: u64,
+    /// Datagrams for which the sockets had no room.
+    pub socket_drops: u64,
+    /// Datagrams for which its memory had no room.
+    pub inbox_drops: u64,
+    /// Records that could not be written.
+    pub unwritten: u64,
 }
 
 /// The parts of `session.json` that are judged.
@@ -111,6 +143,7 @@ impl Server {
             .arg(&dumpdir)
             .arg("--keys")
             .arg(&keys)
+            .args(how.events.then_some("--json"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -136,6 +169,31 @@ impl Server {
         let said = fs::read_to_string(&self.errors).unwrap_or_default();
         let last = said.lines().last().unwrap_or("nothing");
         anyhow::bail!("netdump serve ended during the run ({status}); it said last: {last}")
+    }
+
+    /// Ends the server in good order; what it says of hosts' messages.
+    ///
+    /// # Errors
+    /// If it cannot be told to end, fails, or says nothing.
+    pub fn end(&mut self) -> Result<Figures> {
+        let id = i32::try_from(self.child.id()).ok();
+        let process = id.and_then(Pid::from_raw).context("no process")?;
+        kill_process(process, Signal::TERM).context("cannot end the server")?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "netdump serve ended with {status}");
+        let said = fs::read_to_string(&self.errors).context("the server's events are gone")?;
+        let event = said
+            .lines()
+            .rev()
+            .find(|line| line.contains(r#""event":"console""#))
+            .context("the server says nothing of messages; was it told to with --json?")?;
+        serde_json::from_str(event).with_context(|| format!("the server says {event:?}"))
+    }
+
+    /// The directory of all that the server keeps.
+    #[must_use]
+    pub fn dumpdir(&self) -> &Path {
+        &self.dumpdir
     }
 
     /// The directory of the only crash, once there is one.
@@ -198,6 +256,9 @@ pub fn console_log(crash_dir: &Path) -> Result<String> {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if let Ok(Some(_)) = self.child.try_wait() {
+            return;
+        }
         if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
             eprintln!(
                 "vmtest: cannot end the server (process {}): {error}",

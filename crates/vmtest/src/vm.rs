@@ -78,6 +78,9 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// Where a guest's kernel writes unless a run wants it elsewhere.
+pub const SERIAL_CONSOLE: &str = "console=ttyS0,115200";
+
 /// What a guest is made of.
 #[derive(Debug)]
 pub struct Guest<'a> {
@@ -95,6 +98,8 @@ pub struct Guest<'a> {
     pub nic: Nic,
     /// How to run it.
     pub accelerator: Accelerator,
+    /// Words of the kernel's command line beyond those that every guest has.
+    pub words: &'a str,
 }
 
 /// A running (or paused) machine.
@@ -308,7 +313,7 @@ impl Drop for Vm {
 
 fn machine_arguments(guest: &Guest<'_>, memory_size: u64) -> Vec<String> {
     // As Debian has it, a kernel stays dead by itself: one that reboots was rebooted by netdump.
-    let kernel_command_line = "console=ttyS0,115200 panic=0 printk.time=1";
+    let kernel_command_line = format!("panic=0 printk.time=1 {}", guest.words);
     // TCG emulates `rep movsb` byte by byte, several times slower than the word moves that the
     // kernel takes instead where a processor does not claim that it is fast.
     let (accelerator, cpu) = match guest.accelerator {
@@ -336,7 +341,7 @@ fn machine_arguments(guest: &Guest<'_>, memory_size: u64) -> Vec<String> {
         "-initrd",
         &guest.initramfs.to_string_lossy(),
         "-append",
-        kernel_command_line,
+        &kernel_command_line,
         "-serial",
         &format!("file:{}", guest.console.display()),
     ]

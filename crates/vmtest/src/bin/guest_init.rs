@@ -9,7 +9,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,13 +17,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mm::MapFlags;
 use vmtest::crash::{By, Crash, End};
 use vmtest::guest::{
-    hardware_address, load_module, map, memory, mount_basics, mount_here, run, wait_for,
-    wait_for_carrier,
+    configure_network, find_port, load_module, map, memory, mount_basics, mount_here, run, tell,
+    wait_for,
 };
 use vmtest::pattern::{self, PAGE_SIZE};
 use vmtest::stage::{
-    CRASH_DELAY, DEVICE, Fill, IMAGE_SYMBOLS, Kernel, Network, ORDERS_PATH, Orders, PORT_NAME,
-    PatternRun, SERVER_PORT, Stage,
+    CRASH_DELAY, DEVICE, Fill, IMAGE_SYMBOLS, Kernel, Network, ORDERS_PATH, Orders, PatternRun,
+    SERVER_PORT, Stage,
 };
 
 /// Pages of the pattern in user memory: 8 MiB.
@@ -137,59 +136,6 @@ fn stir(time: Duration) -> u32 {
         thread::sleep(Duration::from_millis(100));
     }
     failures
-}
-
-fn tell(port: &mut File, stage: &Stage) -> Result<()> {
-    let mut line = serde_json::to_vec(stage)?;
-    line.push(b'\n');
-    port.write_all(&line).context("cannot write to the port")
-}
-
-fn find_port() -> Result<File> {
-    for entry in fs::read_dir("/sys/class/virtio-ports").context("no virtio-serial port")? {
-        let entry = entry?;
-        if fs::read_to_string(entry.path().join("name"))
-            .unwrap_or_default()
-            .trim()
-            == PORT_NAME
-        {
-            let device = PathBuf::from("/dev").join(entry.file_name());
-            return OpenOptions::new()
-                .write(true)
-                .open(device)
-                .context("cannot open the port");
-        }
-    }
-    bail!("no virtio-serial port is called {PORT_NAME}")
-}
-
-fn configure_network(network: Network) -> Result<String> {
-    let mac = hardware_address()?;
-    // Nobody else is on this wire, so nobody need be asked whether an address is free.
-    for conf in ["all", "default", DEVICE] {
-        fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/accept_dad"), "0")
-            .context("cannot switch the search for duplicate addresses off")?;
-    }
-    let (mtu, vlan) = (network.mtu.map(|mtu| mtu.to_string()), network.vlan);
-    let (device, vlan) = (network.device(), vlan.map(|vlan| vlan.to_string()));
-    let prefix = if network.ip6 { 64 } else { 24 };
-    let address = format!("{}/{prefix}", network.guest());
-    let mut commands = vec![vec!["link", "set", "lo", "up"]];
-    if let Some(mtu) = &mtu {
-        commands.push(vec!["link", "set", DEVICE, "mtu", mtu]);
-    }
-    commands.push(vec!["link", "set", DEVICE, "up"]);
-    if let Some(vlan) = &vlan {
-        let above = ["link", "add", "link", DEVICE, "name", &device];
-        commands.push([&above[..], &["type", "vlan", "id", vlan]].concat());
-        commands.push(vec!["link", "set", &device, "up"]);
-    }
-    commands.push(vec!["addr", "add", &address, "dev", &device]);
-    for command in commands {
-        run("/bin/busybox", &[&["ip"], &command[..]].concat())?;
-    }
-    wait_for_carrier(&device)?;
-    Ok(mac)
 }
 
 fn arm(options: &[String], network: Network) -> Result<serde_json::Value> {

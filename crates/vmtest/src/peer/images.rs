@@ -84,28 +84,13 @@ pub(super) fn make(plan: &Plan, folder: &Path, receiver: &Receiver) -> Result<Im
 
 /// A first file system with the first program and modules; gives the modules' files in load order.
 fn base(plan: &Plan, modules: &Modules, wanted: &[&str]) -> Result<(Initramfs, Vec<String>)> {
-    let mut archive = Initramfs::default();
-    for folder in ["bin", "dev", "etc", "modules", "proc", "sys", "tmp"] {
+    let mut archive =
+        Initramfs::system(&[("init", &plan.peer_init), ("bin/busybox", &plan.busybox)])?;
+    for folder in ["etc", "tmp"] {
         archive.directory(folder);
     }
-    archive.device("dev/console", 5, 1);
-    archive.file(
-        "init",
-        0o755,
-        &fs::read(&plan.peer_init).context("no peer_init")?,
-    );
-    archive.file(
-        "bin/busybox",
-        0o755,
-        &fs::read(&plan.busybox).context("no busybox")?,
-    );
     archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/:/bin/sh\n");
-    let mut names = Vec::new();
-    for module in modules.closure(wanted)? {
-        let name = format!("{}.ko", module.name);
-        archive.file(&format!("modules/{name}"), 0o600, &module.image);
-        names.push(name);
-    }
+    let names = archive.modules(&modules.closure(wanted)?);
     Ok((archive, names))
 }
 

@@ -156,7 +156,7 @@ impl Writer<'_> {
                     self.pass.record(
                         at_us,
                         &Record {
-                            prefix: Some(head.facility.wrapping_shl(3) | (head.level & 7)),
+                            prefix: Some(u16::from(head.facility) * 8 + u16::from(head.level & 7)),
                             seq: Some(seq),
                             time_us: Some(head.time_us),
                             flag: if head.continued { b'c' } else { b'-' },
