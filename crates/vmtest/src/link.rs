@@ -699,13 +699,13 @@ mod tests {
             std::thread::yield_now();
         }
         world.link.stop().unwrap();
-        let lost = counters.mishaps[0].lost.load(Ordering::Relaxed) as usize;
+        let lost = counters.mishaps[0].lost.load(Ordering::Relaxed);
         let Passed { sent, arrived } = world.doors[1].passed();
         assert_eq!(
             sent,
             (0..100).map(|number| vec![number]).collect::<Vec<_>>()
         );
-        assert!((1..100).contains(&lost) && arrived.len() == 100 - lost);
+        assert!((1..100).contains(&lost) && arrived.len() as u64 == 100 - lost);
         assert!(arrived.iter().all(|bytes| sent.contains(bytes)));
     }
 

@@ -13,6 +13,7 @@ mod kernels;
 mod kmod;
 mod lock;
 mod matrix;
+mod netconsole;
 mod output;
 mod packages;
 mod sim;
@@ -31,6 +32,7 @@ use clap::{Parser, Subcommand};
 use crate::fuzz::Fuzz;
 use crate::kmod::Variant;
 use crate::matrix::Part;
+use crate::netconsole::Messages;
 use crate::test::Lane;
 use crate::vm::Guest;
 
@@ -64,6 +66,8 @@ enum Task {
     Vm {
         #[command(flatten)]
         guest: Box<Guest>,
+        #[command(flatten)]
+        messages: Messages,
         #[command(flatten)]
         part: Part,
         /// Print one JSON object as the last line of standard output, with --all one a cell.
@@ -208,6 +212,12 @@ fn run(task: Task) -> Result<()> {
         } => for_kernels(kernel.as_deref(), kmod::check),
         Task::Vm { part, json, .. } if part.all => matrix::run(&part, json),
         Task::Vm { part, .. } if part.page => matrix::page(),
+        Task::Vm {
+            guest,
+            messages,
+            json,
+            ..
+        } if messages.netconsole.is_some() => netconsole::run(&guest, &messages, json),
         Task::Vm { guest, json, .. } => vm::run(&guest, json),
         Task::Bench {
             task: Bench::Dump { guest, json },

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::kmod::{self, Variant};
+use crate::netconsole::{self, Messages};
 use crate::vm::{self, Guest};
 use crate::{cache, command, fuzz, output, packages, toolchain, tools};
 
@@ -100,6 +101,7 @@ fn steps(symbols: bool) -> Vec<Step> {
         Err(error) => steps.push(step("kmod", move || Err(error))),
     }
     steps.extend(guests().into_iter().map(|guest| guest_step(guest, symbols)));
+    steps.extend(senders().map(|(guest, messages)| messages_step(guest, messages)));
     steps
 }
 
@@ -135,6 +137,59 @@ fn guests() -> [Guest; 7] {
         guest("6.1", "e1000", "in-receive"),
         guest("6.1", "vmxnet3", "fault-in-dump"),
     ]
+}
+
+/// Messages of all three kernels, by each way they can be sent, over a wire that does what wires do.
+fn senders() -> [(Guest, Messages); 3] {
+    let sender = |kernel: &str, sender: &str| {
+        let guest = Guest {
+            kernel: kernel.into(),
+            loss: Some(5.0),
+            duplicate: Some(2.0),
+            reorder: Some(3.0),
+            seed: Some(1),
+            ..Guest::default()
+        };
+        let messages = Messages {
+            netconsole: Some(sender.into()),
+            ..Messages::default()
+        };
+        (guest, messages)
+    };
+    [
+        sender("6.1", "basic"),
+        sender("7.3", "extended"),
+        sender("6.12", "module"),
+    ]
+}
+
+fn messages_step(guest: Guest, messages: Messages) -> Step {
+    let sender = messages.netconsole.clone().unwrap_or_default();
+    let name = format!("messages {} {sender}", guest.kernel);
+    step(&name, move || {
+        let (heard, folder) = netconsole::judge(&guest, &messages)?;
+        ensure!(
+            heard.verdict == "Ok",
+            "verdict {} ({}): see {}",
+            heard.verdict,
+            heard.why.join("; "),
+            folder.display()
+        );
+        fs::remove_dir_all(&folder)?;
+        let mut note = format!(
+            "{} messages, {} stored, {} of {} missing ones named, {} in rsyslog",
+            heard.messages, heard.stored, heard.named, heard.missing, heard.syslog_stored
+        );
+        for reason in &heard.skipped {
+            note += &format!("; skipped: {reason}");
+        }
+        Ok(Tally {
+            passed: 1,
+            failed: 0,
+            skipped: heard.skipped.len().try_into()?,
+            note,
+        })
+    })
 }
 
 fn guest_step(guest: Guest, symbols: bool) -> Step {

@@ -48,10 +48,10 @@ pub(crate) struct Guest {
     #[arg(long)]
     pub(crate) loss: Option<f64>,
     /// Frames that arrive twice.
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, default_missing_value = "2")]
     pub(crate) duplicate: Option<f64>,
     /// Frames that later ones overtake.
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, default_missing_value = "3")]
     pub(crate) reorder: Option<f64>,
     /// Frames in which a bit changes.
     #[arg(long)]
@@ -156,6 +156,7 @@ pub(crate) struct Binaries {
     pub(crate) vmtest: PathBuf,
     pub(crate) guest_init: PathBuf,
     pub(crate) peer_init: PathBuf,
+    pub(crate) console_init: PathBuf,
     pub(crate) netdump: PathBuf,
 }
 
@@ -259,18 +260,6 @@ impl Guest {
         option("cpus", Some(self.cpus.to_string()));
         option("vlan", self.vlan.map(|vlan| vlan.to_string()));
         option("mtu", self.mtu.map(|mtu| mtu.to_string()));
-        let faults = [
-            ("loss", self.loss),
-            ("duplicate", self.duplicate),
-            ("reorder", self.reorder),
-            ("corrupt", self.corrupt),
-            ("truncate", self.truncate),
-            ("delay", self.delay),
-        ];
-        for (name, amount) in faults {
-            option(name, amount.map(|amount| amount.to_string()));
-        }
-        option("seed", self.seed.map(|seed| seed.to_string()));
         option("fill", self.fill.clone());
         option("format", self.format.clone());
         option("filter", self.filter.map(|level| level.to_string()));
@@ -283,7 +272,25 @@ impl Guest {
         ] {
             options.extend(wanted.then(|| name.to_owned()));
         }
-        options
+        [options, self.wire()].concat()
+    }
+
+    /// Those of them that say what goes wrong on the wire.
+    pub(crate) fn wire(&self) -> Vec<String> {
+        let faults = [
+            ("loss", self.loss),
+            ("duplicate", self.duplicate),
+            ("reorder", self.reorder),
+            ("corrupt", self.corrupt),
+            ("truncate", self.truncate),
+            ("delay", self.delay),
+        ];
+        let amounts = faults.map(|(name, amount)| Some((name, amount?.to_string())));
+        let seed = self.seed.map(|seed| ("seed", seed.to_string()));
+        let given = amounts.into_iter().chain([seed]).flatten();
+        given
+            .flat_map(|(name, value)| [format!("--{name}"), value])
+            .collect()
     }
 }
 
@@ -313,6 +320,7 @@ pub(crate) fn binaries() -> Result<Binaries> {
         vmtest: executable(&messages, "vmtest")?,
         guest_init: executable(&messages, "guest_init")?,
         peer_init: executable(&messages, "peer_init")?,
+        console_init: executable(&messages, "console_init")?,
         netdump: executable(&messages, "netdump")?,
     })
 }

@@ -329,8 +329,8 @@ fn basic_text_is_lines_with_times() {
 #[test]
 fn what_is_malformed_is_kept_and_counted() {
     let mut world = World::new();
-    world.take("").take("255,1,2,-;x").take([0_u8, 255]);
-    assert_eq!(world.told(), "boot(?) raw(0) raw(11) raw(2)");
+    world.take("").take("2048,1,2,-;x").take([0_u8, 255]);
+    assert_eq!(world.told(), "boot(?) raw(0) raw(12) raw(2)");
     assert_eq!(world.told.counts.malformed, 3);
 }
 

@@ -13,6 +13,9 @@ use crate::console::store::Boot;
 pub(super) const MESSAGE_BYTES_MAX: usize = 8192;
 /// Bytes of text that a collector gets of one record.
 const BODY_BYTES_MAX: usize = 16 << 10;
+/// The facility of users' programs, and the last priority that syslog knows.
+const FACILITY_USER: u8 = 1;
+const PRIORITY_MAX: u8 = 23 * 8 + 7;
 /// What basic netconsole does not say: a kernel's message of information.
 const PRIORITY_UNKNOWN: u8 = 6;
 /// The syslog system itself, a warning: what we say of losses.
@@ -91,7 +94,7 @@ impl Said {
             Some((key.to_owned(), value.to_owned()))
         });
         Self {
-            priority: record.prefix.unwrap_or(PRIORITY_UNKNOWN),
+            priority: record.prefix.map_or(PRIORITY_UNKNOWN, priority),
             kernel: true,
             caller: record.caller.map(|caller| {
                 let mut text = Vec::new();
@@ -229,6 +232,15 @@ impl Said {
     }
 }
 
+/// A record's prefix as syslog has it: of facilities that only the kernel knows it makes users'.
+fn priority(prefix: u16) -> u8 {
+    let level = u8::try_from(prefix & 7).unwrap_or(0);
+    let known = u8::try_from(prefix)
+        .ok()
+        .filter(|priority| *priority <= PRIORITY_MAX);
+    known.unwrap_or(FACILITY_USER * 8 + level)
+}
+
 /// What this machine calls itself.
 fn own_name() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();
@@ -325,6 +337,12 @@ mod tests {
         let mut out = Vec::new();
         let told = said.write(&settings(to), &mut out);
         (String::from_utf8(out).unwrap(), told)
+    }
+
+    #[test]
+    fn facilities_that_syslog_does_not_know_are_users() {
+        assert_eq!([0, 30, 191].map(priority), [0, 30, 191]);
+        assert_eq!([192, 255, 2042].map(priority), [8, 15, 10]);
     }
 
     #[test]

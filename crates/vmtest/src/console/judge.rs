@@ -394,7 +394,7 @@ fn told_missing(
     let counts = evidence.features.iter().any(|feature| feature == "msgid");
     let silent: Vec<&u64> = missing
         .iter()
-        .filter(|seq| !is_told(**seq) && !(counts && !sent.contains_key(seq)))
+        .filter(|seq| !is_told(**seq) && (!counts || sent.contains_key(seq)))
         .collect();
     tally.named = missing.iter().filter(|seq| is_told(**seq)).count() as u64;
     if let Some(first) = silent.first() {
