@@ -22,6 +22,7 @@ pub mod disk;
 pub mod drops;
 pub mod events;
 pub mod finish;
+pub mod follow;
 pub mod hold;
 pub mod hub;
 pub mod log;

@@ -34,6 +34,8 @@ pub fn take_over(hub: &Arc<Hub>, session: &Shared) {
         (session.fate(), session.id(), session.disk().is_some())
     };
     if fate == Fate::Superseded {
+        let disk = lock(session).disk();
+        drop(disk.and_then(|disk| lock(&disk).take_follower()));
         return;
     }
     if !there {
@@ -47,6 +49,10 @@ fn close(hub: &Hub, shared: &Shared) {
     let Some(disk) = lock(shared).disk() else {
         return;
     };
+    let followed = lock(&disk).take_follower();
+    if let Some(follower) = &followed {
+        follower.over();
+    }
     let why = {
         let disk = lock(&disk);
         let mut session = lock(shared);
@@ -92,7 +98,7 @@ fn close(hub: &Hub, shared: &Shared) {
         whole: why.is_none() && !only_log,
         stop: &hub.stop,
     };
-    let finished = finish(&job);
+    let finished = finish(&job, followed);
     drop(turn);
     if hub.stop.load(Ordering::Relaxed) && finished.is_err() {
         return;
@@ -229,7 +235,7 @@ pub fn close_dir(hub: &Hub, dir: &CrashDir, why: &str) {
             whole: false,
             stop: &hub.stop,
         };
-        file.vmcore = finish(&job)?;
+        file.vmcore = finish(&job, None)?;
         drop(turn);
         file.state = State::Incomplete;
         file.why = Some(why.to_owned());

@@ -30,6 +30,8 @@ pub const LOG_FILE: &str = "log";
 pub const VMCORE_FILE: &str = "vmcore";
 /// Name of the memory image until it is verified.
 pub const VMCORE_INCOMPLETE_FILE: &str = "vmcore-incomplete";
+/// Name of a memory image that grows while its pages arrive. It lives no longer than the spools.
+pub const VMCORE_GROWING_FILE: &str = "vmcore-growing";
 
 /// An existing crash directory.
 #[derive(Debug, Clone)]
@@ -192,11 +194,17 @@ impl CrashDir {
 
     /// Removes all spools, the last one first, so that what is left has no gaps.
     pub fn remove_spools(&self) -> Result<()> {
+        self.remove_growing();
         for number in (1..=self.spools()).rev() {
             let path = self.spool(number);
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         Ok(())
+    }
+
+    /// Removes the image that grew, if there is one. One that stays costs room and nothing else.
+    pub fn remove_growing(&self) {
+        drop(fs::remove_file(self.file(VMCORE_GROWING_FILE)));
     }
 
     /// The directory's own name, which names the crash.

@@ -2,14 +2,19 @@
 //! writes at a time, and it holds no lock that a receive thread needs.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use proto::units::PacketNumber;
 
 use super::content::{BlockRoom, Content, Fault, News};
 use super::directory::{CrashDir, LOG_FILE};
+use super::finish::Format;
+use super::follow::{Follower, Plan};
+use super::hub::Hub;
 use super::log;
 use super::spool::{Origin, Reader, Spool};
 
@@ -22,6 +27,8 @@ pub struct Disk {
     content: Content,
     /// Bytes of the kernel's log in the log file.
     log_written: usize,
+    /// A vmcore that grows with the spool.
+    follower: Option<Follower>,
 }
 
 impl Disk {
@@ -36,6 +43,7 @@ impl Disk {
             spool,
             content: Content::new(),
             log_written: 0,
+            follower: None,
         })
     }
 
@@ -71,6 +79,7 @@ impl Disk {
             spool,
             content,
             log_written: 0,
+            follower: None,
         };
         disk.write_log()?;
         Ok((disk, origin, fault))
@@ -78,8 +87,7 @@ impl Disk {
 
     /// Writes the stream bytes of `packets` packets: spool first, then the log.
     pub fn write(&mut self, packets: u32, bytes: &[u8], room: &mut BlockRoom) -> Result<News> {
-        self.spool
-            .append(packets, bytes)
+        self.append(packets, bytes)
             .context("cannot write the spool")?;
         let news = self
             .content
@@ -89,6 +97,45 @@ impl Disk {
             self.write_log()?;
         }
         Ok(news)
+    }
+
+    /// Appends to the spool, and tells who follows it.
+    fn append(&mut self, packets: u32, bytes: &[u8]) -> io::Result<()> {
+        let begin = Instant::now();
+        let result = self.spool.append(packets, bytes);
+        if result.is_err() {
+            self.follower = None;
+        } else if let Some(follower) = &self.follower {
+            follower.grown(self.spool.bytes());
+            if begin.elapsed() >= SLOW_WRITE {
+                follower.wait();
+            }
+        }
+        result
+    }
+
+    /// Whether its vmcore could grow with it and does not: it is the crash's only spool.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.number == 1 && self.follower.is_none()
+    }
+
+    /// Begins to let its vmcore grow with it, if that can be.
+    pub fn follow(&mut self, hub: &Arc<Hub>, format: Format, filter: u8, ram_pages: u64) {
+        let plan = Plan {
+            dir: self.dir.clone(),
+            format,
+            filter,
+        };
+        self.follower = Follower::begin(hub, plan, ram_pages);
+        if let Some(follower) = &self.follower {
+            follower.grown(self.spool.bytes());
+        }
+    }
+
+    /// Takes away what has grown so far, and who lets it grow.
+    pub fn take_follower(&mut self) -> Option<Follower> {
+        self.follower.take()
     }
 
     /// Brings the log file up to what has arrived.
@@ -156,6 +203,9 @@ impl Disk {
         self.content.want_pull(number);
     }
 }
+
+/// A write that takes so long has waited for the disk and not for the page cache.
+const SLOW_WRITE: Duration = Duration::from_millis(100);
 
 /// A client that sends what none may is told so.
 #[must_use]

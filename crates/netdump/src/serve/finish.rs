@@ -1,10 +1,11 @@
 //! From the spools to the vmcore, in one pass: each block is unpacked once, and its LZ4 form becomes
-//! the pages' form in the image. Of a page that came more than once, the first one counts.
+//! the pages' form in the image. Of a page that came more than once, the first one counts. For one
+//! session at a time [`super::follow`] makes that pass while the pages arrive.
 //!
 //! That the pages are the client's was proved by their digest when they arrived, that the spool is
 //! as it was written by its frames' hashes; the writer proves that the image is.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
 
@@ -12,12 +13,13 @@ use anyhow::{Context as _, Result, ensure};
 use dump::{Compression, Machine, Page, RamRange, Summary, Writer};
 use proto::arming::text;
 use proto::record::{
-    BLOCK_BYTES, CPU_CAPTURED, CPU_CRASHING, Codec, Cpu, Hello, Kind, Malformed, Record, Run,
+    BLOCK_BYTES, Block, CPU_CAPTURED, CPU_CRASHING, Codec, Cpu, Hello, Kind, Malformed, Record, Run,
 };
 use proto::units::PAGE_BYTES;
 
-use super::content::RecordStream;
+use super::content::{BlockRoom, RecordStream};
 use super::directory::{CrashDir, VMCORE_FILE, VMCORE_INCOMPLETE_FILE, Vmcore};
+use super::follow::Follower;
 use super::spool::Reader;
 
 /// Which vmcore to write.
@@ -44,13 +46,18 @@ pub struct Job<'a> {
 }
 
 /// Writes the vmcore, reads it back, and, when the stream is whole and no page is missing, gives it
-/// its final name. `None` when the stream ended before the
-/// memory map.
+/// its final name. `None` when the stream ended before the memory map. `followed` has written what
+/// the first spool held; with others beside it, it is of no use.
 ///
 /// The spool is left alone in any case.
-pub fn finish(job: &Job<'_>) -> Result<Option<Vmcore>> {
+pub fn finish(job: &Job<'_>, followed: Option<Follower>) -> Result<Option<Vmcore>> {
+    let followed = followed.filter(|_| job.dir.spools() == 1);
     let aside = job.dir.file(VMCORE_INCOMPLETE_FILE);
-    let Some(written) = write(job, &aside)? else {
+    let image = match followed.and_then(|follower| follower.image(job.filter)) {
+        Some(image) => image.moved(aside.clone())?,
+        None => whole(job, aside.clone())?,
+    };
+    let Some(written) = image.end()? else {
         return Ok(None);
     };
     let name = if job.whole && written.missing == 0 {
@@ -76,49 +83,50 @@ pub fn finish(job: &Job<'_>) -> Result<Option<Vmcore>> {
     }))
 }
 
-/// Writes the image from the spools, durably.
-fn write(job: &Job<'_>, aside: &Path) -> Result<Option<Summary>> {
-    let mut machine = Machine {
-        filter: job.filter,
-        ..Machine::default()
-    };
-    let mut writer: Option<Writer> = None;
-    let mut block = Box::new([0; BLOCK_BYTES]);
-    records(job, |record| {
+/// An image, record by record.
+pub struct Image {
+    path: PathBuf,
+    format: dump::Format,
+    filter: u8,
+    machine: Machine,
+    writer: Option<Writer>,
+    block: Box<BlockRoom>,
+}
+
+impl Image {
+    /// An image of which nothing is known yet; its file is made at `path` when the first page comes.
+    #[must_use]
+    pub fn new(path: PathBuf, format: Format, filter: u8) -> Self {
+        Self {
+            path,
+            format: match format {
+                Format::Kdump => dump::Format::Kdump(Compression::default()),
+                Format::Elf => dump::Format::Elf,
+            },
+            filter,
+            machine: Machine::default(),
+            writer: None,
+            block: Box::new([0; BLOCK_BYTES]),
+        }
+    }
+
+    /// Takes the next record.
+    pub fn record(&mut self, record: Record<'_>) -> Result<(), Fault> {
         match record {
             // A later attempt tells all of it anew; the first one that brought pages counts.
-            Record::Hello(hello) if writer.is_none() => {
-                machine = Machine {
-                    filter: job.filter,
-                    ..Machine::default()
-                };
-                describe(&mut machine, hello);
-            }
             Record::Hello(_) | Record::Registers(_) | Record::Notes(_) | Record::MemoryMap(_)
-                if writer.is_some() => {}
-            Record::Hello(_) => {}
-            Record::Registers(cpu) => machine.cpus.push(described(cpu)),
-            Record::Notes(notes) => machine.vmcoreinfo.extend_from_slice(notes),
+                if self.writer.is_some() => {}
+            Record::Hello(hello) => self.machine = described_machine(hello, self.filter),
+            Record::Registers(cpu) => self.machine.cpus.push(described(cpu)),
+            Record::Notes(notes) => self.machine.vmcoreinfo.extend_from_slice(notes),
             Record::MemoryMap(ranges) => {
-                machine.ram = ranges
+                self.machine.ram = ranges
                     .iter()
                     .map(|range| ram_range(range.first.get(), range.pages.get()))
                     .collect();
             }
-            Record::Pages(sent) => {
-                let pages = sent.decode(&mut block)?;
-                let writer = started(&mut writer, &mut machine, job, aside)?;
-                let lz4 = (sent.codec == Codec::Lz4).then_some(sent.body);
-                let (pages, _) = pages.as_chunks::<PAGE_BYTES>();
-                // What is no RAM was pulled by number and has no place in the image.
-                writer
-                    .block(dump::Pfn(sent.first.0), lz4, pages)
-                    .context("writing the vmcore")?;
-            }
-            Record::Run(run) => {
-                let writer = started(&mut writer, &mut machine, job, aside)?;
-                write_run(writer, run)?;
-            }
+            Record::Pages(sent) => self.pages(&sent)?,
+            Record::Run(run) => write_run(self.started()?, run)?,
             Record::Text { .. }
             | Record::Totals(_)
             | Record::Written(_)
@@ -128,35 +136,57 @@ fn write(job: &Job<'_>, aside: &Path) -> Result<Option<Summary>> {
             | Record::PullEnd { .. } => {}
         }
         Ok(())
-    })?;
-    if !machine.ram.is_empty() {
-        // Even without a page the image has the registers and VMCOREINFO.
-        started(&mut writer, &mut machine, job, aside)?;
     }
-    let Some(writer) = writer else {
-        return Ok(None);
-    };
-    let written = writer.finish().context("writing the vmcore")?;
-    Ok(Some(written))
+
+    fn pages(&mut self, sent: &Block<'_>) -> Result<(), Fault> {
+        self.started()?;
+        let pages = sent.decode(&mut self.block)?;
+        let lz4 = (sent.codec == Codec::Lz4).then_some(sent.body);
+        let (pages, _) = pages.as_chunks::<PAGE_BYTES>();
+        let writer = self.writer.as_mut().context("the writer was just made")?;
+        // What is no RAM was pulled by number and has no place in the image.
+        writer
+            .block(dump::Pfn(sent.first.0), lz4, pages)
+            .context("writing the vmcore")?;
+        Ok(())
+    }
+
+    /// The writer, created when the first page comes: by then everything else it needs has come.
+    fn started(&mut self) -> Result<&mut Writer> {
+        if self.writer.is_none() {
+            self.machine.cpus.sort_by_key(|cpu| cpu.number);
+            let writer = Writer::create(&self.path, self.machine.clone(), self.format);
+            self.writer = Some(writer.context("creating the vmcore")?);
+        }
+        self.writer.as_mut().context("the writer was just made")
+    }
+
+    /// The same image at another path.
+    fn moved(mut self, path: PathBuf) -> Result<Self> {
+        if self.writer.is_some() {
+            let rename = || format!("cannot rename {}", self.path.display());
+            fs::rename(&self.path, &path).with_context(rename)?;
+        }
+        self.path = path;
+        Ok(self)
+    }
+
+    /// Makes the file whole and durable, and proves it. `None` without a memory map.
+    fn end(mut self) -> Result<Option<Summary>> {
+        if !self.machine.ram.is_empty() {
+            // Even without a page the image has the registers and VMCOREINFO.
+            self.started()?;
+        }
+        let written = self.writer.map(Writer::finish).transpose();
+        written.context("writing the vmcore")
+    }
 }
 
-/// The writer, created when the first page comes: by then everything else it needs has come.
-fn started<'a>(
-    writer: &'a mut Option<Writer>,
-    machine: &mut Machine,
-    job: &Job<'_>,
-    aside: &Path,
-) -> Result<&'a mut Writer> {
-    if writer.is_none() {
-        machine.cpus.sort_by_key(|cpu| cpu.number);
-        let format = match job.format {
-            Format::Kdump => dump::Format::Kdump(Compression::default()),
-            Format::Elf => dump::Format::Elf,
-        };
-        *writer =
-            Some(Writer::create(aside, machine.clone(), format).context("creating the vmcore")?);
-    }
-    writer.as_mut().context("the writer was just made")
+/// The image of all spools.
+fn whole(job: &Job<'_>, path: PathBuf) -> Result<Image> {
+    let mut image = Image::new(path, job.format, job.filter);
+    records(job, |record| image.record(record))?;
+    Ok(image)
 }
 
 fn write_run(writer: &mut Writer, run: Run) -> Result<()> {
@@ -212,7 +242,7 @@ fn is_broken(error: &io::Error) -> bool {
 }
 
 /// Why the records of a spool are not gone through further.
-enum Fault {
+pub enum Fault {
     /// The client sent what is no record. What came before is good.
     Malformed,
     /// Anything else.
@@ -231,15 +261,19 @@ impl From<anyhow::Error> for Fault {
     }
 }
 
-fn describe(machine: &mut Machine, hello: &Hello) {
+fn described_machine(hello: &Hello, filter: u8) -> Machine {
     let field = |bytes: &[u8]| text(bytes).unwrap_or_default().to_owned();
-    machine.node = field(&hello.host);
-    machine.release = field(&hello.release);
-    machine.version = field(&hello.kernel_version);
-    machine.crash_time_s = hello.unix_seconds.get();
-    machine.page_offset = hello.page_offset.get();
     let image = ram_range(hello.image_pfn.get(), hello.image_pages.get());
-    machine.kernel_image = (image.pages > 0).then_some(image);
+    Machine {
+        filter,
+        node: field(&hello.host),
+        release: field(&hello.release),
+        version: field(&hello.kernel_version),
+        crash_time_s: hello.unix_seconds.get(),
+        page_offset: hello.page_offset.get(),
+        kernel_image: (image.pages > 0).then_some(image),
+        ..Machine::default()
+    }
 }
 
 fn described(cpu: &Cpu) -> dump::Cpu {

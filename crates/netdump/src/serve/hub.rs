@@ -83,6 +83,8 @@ pub struct Hub {
     /// Held while a vmcore is written: one at a time, so that they do not take the disk from each
     /// other.
     pub finishing: Mutex<()>,
+    /// A session is followed by its vmcore; see [`super::follow`].
+    pub following: Arc<AtomicBool>,
     /// The server ends.
     pub stop: AtomicBool,
     keys_dir: PathBuf,
@@ -143,6 +145,7 @@ impl Hub {
             held_bytes: Arc::default(),
             creating: Mutex::default(),
             finishing: Mutex::default(),
+            following: Arc::default(),
             stop: AtomicBool::new(false),
             keys_dir: options.keys.clone(),
             keys: Mutex::new(Keys {

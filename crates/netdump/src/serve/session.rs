@@ -576,6 +576,14 @@ impl Session {
         }
     }
 
+    /// Filter level of the dump, if the host sends all of its memory now.
+    #[must_use]
+    pub fn sends_all(&self) -> Option<u8> {
+        let open = self.phase == Phase::Receiving;
+        let wanted = self.want.as_ref().and_then(Want::asks_at_once);
+        wanted.filter(|_| open).map(|_| self.filter())
+    }
+
     /// Filter level of the dump: what either side leaves out.
     #[must_use]
     pub fn filter(&self) -> u8 {

@@ -161,6 +161,12 @@ impl Reader {
         Ok(true)
     }
 
+    /// Stream bytes read.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Cuts off what follows the last whole frame that was read, and goes on writing there.
     pub fn into_writer(self, path: &Path) -> io::Result<Spool> {
         let mut file = OpenOptions::new().write(true).open(path)?;

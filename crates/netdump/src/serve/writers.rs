@@ -104,7 +104,12 @@ fn write(hub: &Arc<Hub>, shared: &Shared, room: &mut BlockRoom) {
     if news.is_ok() {
         session.written(on_disk.next(), bytes);
     }
+    let ram_pages = session.told().summary.ram_pages;
+    let wanted = session.sends_all().filter(|_| on_disk.is_alone());
     drop(session);
+    if let Some(filter) = wanted {
+        on_disk.follow(hub, hub.format, filter, ram_pages);
+    }
     drop(on_disk);
     if let Err(why) = act(hub, shared, news) {
         fail(hub, shared, why);

@@ -24,7 +24,8 @@ mod storm;
 mod tests {
     use std::fs;
     use std::net::UdpSocket;
-    use std::time::Duration;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use netdump::key::HostKey;
     use proto::keys::Secret;
@@ -54,6 +55,32 @@ mod tests {
             assert_eq!(file["written"][0], serde_json::json!([5, 2, 1]));
             assert_whole(crash, &host);
             server.stop();
+        }
+    }
+
+    #[test]
+    fn a_vmcore_grows_while_its_pages_arrive() {
+        let (place, key) = Place::new();
+        let server = place.serve(&[]);
+        let host = Host::new(&key, 1);
+        let sent = host.crash_with(server.address, |packets| {
+            if packets == 600 {
+                let growing = place.crashes()[0].join("vmcore-growing");
+                wait_until(|| growing.exists());
+            }
+        });
+        assert_rebooted(&sent);
+        server.wait_for("complete");
+        let crash = &place.crashes()[0];
+        assert_whole(crash, &host);
+        assert!(!crash.join("vmcore-growing").exists());
+    }
+
+    fn wait_until(done: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !done() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "in vain");
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -144,7 +171,7 @@ mod tests {
         let (place, key) = Place::new();
         let server = place.serve(&[]);
         let hosts = [Host::new(&key, 1), Host::new(&key, 2)];
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for host in &hosts {
                 scope.spawn(|| assert_rebooted(&host.crash(server.address)));
             }
@@ -343,7 +370,7 @@ mod tests {
                 ..Host::new(&other, 1)
             },
         ];
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for host in &hosts {
                 scope.spawn(|| assert_rebooted(&host.crash(server.address)));
             }
