@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,18 @@ fn lose_tail(spool: &Path, part: u64) -> BTreeSet<u64> {
     let length = file.metadata().unwrap().len();
     file.set_len(length * part / 4).unwrap();
     spooled(spool)
+}
+
+/// When a server is killed: as soon as its spool, and that of the attempt after, has so many bytes.
+/// More are to come then, and the client has heard that half of them are written.
+const KILLS: [(&str, u64); 2] = [("spool", 500_000), ("spool-2", 300_000)];
+
+/// The crash whose spool is as long as the kill of number `kill` wants it.
+fn ripe(place: &Place, kill: usize) -> Option<PathBuf> {
+    let (name, bytes) = *KILLS.get(kill)?;
+    let crash = place.crashes().pop()?;
+    let spool = fs::metadata(crash.join(name)).ok()?;
+    (spool.len() >= bytes).then_some(crash)
 }
 
 #[test]
@@ -75,12 +87,11 @@ fn what_a_server_lost_is_asked_for_and_nothing_else() {
     let address = server.as_ref().unwrap().address;
     let host = Host::new(&key, 1);
     let mut there = Vec::new();
-    let sent = host.crash_with(address, |packets| {
+    let sent = host.crash_with(address, |_| {
         // In the first attempt, then again while its rest is being pulled.
-        if packets == 400 || packets == 650 {
+        if let Some(crash) = ripe(&place, there.len()) {
             server.take().unwrap().kill();
-            let crash = place.crashes().remove(0);
-            let spool = if packets == 400 { "spool" } else { "spool-2" };
+            let (spool, _) = KILLS[there.len()];
             there.push(lose_tail(&crash.join(spool), 2));
             server = Some(place.serve_at(&address.to_string(), &[]));
         }
@@ -128,15 +139,16 @@ fn a_newest_spool_that_is_gone_costs_another_attempt() {
     let mut server = Some(place.serve(&["--filter", "0"]));
     let address = server.as_ref().unwrap().address;
     let host = Host::new(&key, 1);
-    let sent = host.crash_with(address, |packets| {
-        if packets == 400 || packets == 650 {
+    let mut kills = 0;
+    let sent = host.crash_with(address, |_| {
+        if let Some(crash) = ripe(&place, kills) {
             server.take().unwrap().kill();
-            let crash = place.crashes().remove(0);
-            if packets == 400 {
+            if kills == 0 {
                 lose_tail(&crash.join("spool"), 2);
             } else {
                 fs::remove_file(crash.join("spool-2")).unwrap();
             }
+            kills += 1;
             server = Some(place.serve_at(&address.to_string(), &[]));
         }
     });

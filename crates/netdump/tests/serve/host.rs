@@ -29,7 +29,7 @@ pub(crate) const STATE: [&str; 2] = ["task:init state:S\n", "Mem-Info:\n"];
 /// Pages before this one belong to the first pass.
 const PRECIOUS_END: u64 = 64;
 const SLOTS: u16 = 64;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const DATAGRAM_BYTES: usize = 1472;
 
 /// A host with so many pages of RAM in two ranges, about to crash.
@@ -98,7 +98,7 @@ impl Host {
             packets_max: None,
             lives: None,
             cut: None,
-            give_up: Duration::from_secs(5),
+            give_up: Duration::from_secs(20),
             boot: [1; 16],
             log: TEXT.to_vec(),
             servers: Vec::new(),

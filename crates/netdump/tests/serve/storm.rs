@@ -1,6 +1,8 @@
 //! Many crashes at once: who sends pages, who waits, who is refused, and that all of them are told.
 
+use std::collections::VecDeque;
 use std::fs;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use netdump::serve::registry::SESSIONS_PER_KEY_MAX;
@@ -10,50 +12,61 @@ use crate::check::{assert_rebooted, assert_whole, wait_for_state};
 use crate::host::Host;
 use crate::server::{Place, session};
 
+/// Whoever waits asks again after so long.
+const ASKS_AGAIN: Duration = Duration::from_secs(5);
+/// After so many packets a host has sent a part of its pages.
+const HALF_WAY: u64 = 400;
+
 #[test]
 fn a_bounded_number_sends_pages_and_the_others_wait_their_turn() {
     let (place, _) = Place::new();
     let keys: Vec<_> = (0..6).map(|n| place.add_key(&format!("db{n}"))).collect();
     let server = place.serve(&["--active", "2"]);
     let hosts: Vec<Host> = keys.iter().map(|key| Host::new(key, 1)).collect();
+    let verdict = |of: &Host| {
+        let event = server.wait_for("verdict");
+        assert_eq!(event["host"], of.key.host.as_str());
+        event["verdict"].as_str().unwrap().to_owned()
+    };
     std::thread::scope(|scope| {
-        let crashes: Vec<_> = hosts
-            .iter()
-            .map(|host| scope.spawn(|| host.crash(server.address)))
-            .collect();
-        let mut paging = Vec::new();
-        for crash in crashes {
+        // One after the other, and each stops half way until it is let go on.
+        let mut crashes = VecDeque::new();
+        for (at, host) in hosts.iter().enumerate() {
+            let (go_on, gate) = channel();
+            let crash = scope.spawn(move || {
+                host.crash_with(server.address, |packets| {
+                    if packets == HALF_WAY {
+                        gate.recv().unwrap();
+                    }
+                })
+            });
+            crashes.push_back((go_on, crash));
+            assert_eq!(verdict(host), if at < 2 { "full" } else { "wait" });
+        }
+        let (mut paging, mut told) = (Vec::new(), Vec::new());
+        for at in 0..hosts.len() {
+            let (go_on, crash) = crashes.pop_front().unwrap();
+            go_on.send(()).unwrap();
+            // First come, first served: whoever has waited longest takes the place.
+            if let Some(next) = hosts.get(at + 2) {
+                assert_eq!(verdict(next), "full");
+                told.push(Instant::now());
+            }
             let sent = crash.join().unwrap();
-            paging.push(sent.paging.unwrap());
             assert_rebooted(&sent);
-            // Whoever waits is told when it is its turn: nobody needed to ask after 5 s.
-            assert!(sent.took < Duration::from_secs(5), "{:?}", sent.took);
+            paging.push(sent.paging.unwrap());
         }
         for (at, _) in &paging {
             let others = paging.iter().filter(|(from, to)| from <= at && at <= to);
             assert!(others.count() <= 2, "{paging:?}");
         }
-    });
-    let (mut waited, mut admitted, mut complete) = (Vec::new(), Vec::new(), 0);
-    while complete < hosts.len() {
-        let event = server.next();
-        let host = event["host"].as_str().unwrap_or_default().to_owned();
-        match event["event"].as_str().unwrap() {
-            "verdict" if event["verdict"] == "full" && waited.contains(&host) => {
-                admitted.push(host);
-            }
-            "verdict" if event["verdict"] == "full" => {}
-            "verdict" => {
-                assert_eq!(event["verdict"], "wait");
-                waited.push(host);
-            }
-            "complete" => complete += 1,
-            _ => {}
+        for ((begin, _), told) in paging.iter().skip(2).zip(told) {
+            let late = begin.saturating_duration_since(told);
+            assert!(late < ASKS_AGAIN, "told only when it asked: {late:?}");
         }
-    }
-    assert_eq!(waited.len(), 4);
-    assert_eq!(admitted, waited, "first come, first served");
+    });
     for (crash, host) in place.crashes().iter().zip(&hosts) {
+        wait_for_state(crash, "complete");
         assert_whole(crash, host);
     }
 }
