@@ -300,6 +300,9 @@ struct SendArgs {
     /// A core file (ELF or kdump-compressed), /proc/vmcore, or
     /// synthetic:SIZE[,zero=P,text=P,random=P,seed=N] (percent of its pages).
     source: Origin,
+    /// Send this kernel log as the crashed host's, instead of the one in the memory.
+    #[arg(long)]
+    log: Option<PathBuf>,
     /// The server: HOST[:PORT].
     #[arg(long)]
     server: String,
@@ -405,6 +408,7 @@ fn run(command: Command) -> Result<()> {
 fn run_send(args: SendArgs) -> Result<()> {
     let SendArgs {
         source,
+        log,
         server,
         key,
         sessions,
@@ -415,6 +419,7 @@ fn run_send(args: SendArgs) -> Result<()> {
     } = args;
     let report = send::send(&send::Request {
         origin: source,
+        log,
         server,
         key,
         sessions,

@@ -35,6 +35,8 @@ pub use self::train::Blaster;
 pub struct Request {
     /// What to send.
     pub origin: Origin,
+    /// A kernel log that is sent as the crashed host's, instead of the one in the memory.
+    pub log: Option<PathBuf>,
     /// The server, `HOST[:PORT]`.
     pub server: String,
     /// The host's key file, or a directory of several hosts', which the sessions take in turn.

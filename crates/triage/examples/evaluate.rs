@@ -22,7 +22,7 @@ fn main() {
     let all = load(&folder());
     if all.is_empty() {
         eprintln!(
-            "evaluate: {} has no logs; set NETDUMP_OOPS_CORPUS to the corpus's folder",
+            "evaluate: no logs in \"{}\"; set NETDUMP_OOPS_CORPUS to the corpus's folder",
             folder().display()
         );
         std::process::exit(1);

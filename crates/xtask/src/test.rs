@@ -5,7 +5,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -15,9 +14,6 @@ use crate::kmod::{self, Variant};
 use crate::netconsole::{self, Messages};
 use crate::vm::{self, Guest};
 use crate::{cache, command, fuzz, output, packages, toolchain, tools};
-
-/// Where the logs that triage is measured with lie, unless `NETDUMP_OOPS_CORPUS` says otherwise.
-const OOPS_CORPUS: &str = "/work/shared/oops-corpus/report";
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -343,17 +339,13 @@ fn clippy_bare() -> Result<Tally> {
     Ok(Tally::passed(""))
 }
 
-/// What the two steps beside this one do not run.
-/// The figures of triage on logs that lie outside the repository; `None` where they are not, and
-/// the step `unit` names the test as skipped.
+/// The figures of triage on the logs in the folder `NETDUMP_OOPS_CORPUS`, which lie outside the
+/// repository; `None` where nobody names one, and the step `unit` tells the test as skipped and why.
 fn corpus() -> Option<Step> {
-    let given = std::env::var_os("NETDUMP_OOPS_CORPUS");
-    let folder = given.map_or_else(|| PathBuf::from(OOPS_CORPUS), PathBuf::from);
-    folder.is_dir().then(|| {
-        step("oops corpus", || {
-            tests(&["test", "-ptriage", "--test=corpus", "--", "--ignored"])
-        })
-    })
+    std::env::var_os("NETDUMP_OOPS_CORPUS")?;
+    Some(step("oops corpus", || {
+        tests(&["test", "-ptriage", "--test=corpus", "--", "--ignored"])
+    }))
 }
 
 /// Messages to a real rsyslogd and to OpenTelemetry's own decoder; what is not there skips its part.
@@ -388,6 +380,7 @@ fn forwarding() -> Result<Tally> {
     Ok(tally)
 }
 
+/// What the two steps beside this one do not run.
 fn unit() -> Result<Tally> {
     tests(&[
         "test",

@@ -8,6 +8,7 @@ use dump::{Machine, PageState, Pfn, Reader};
 use proto::client::PageStatus;
 use proto::record::{BLOCK_PAGES, RAM_RANGES_MAX};
 use proto::units::PAGE_BYTES;
+use triage::memory;
 
 use super::source::Source;
 
@@ -41,6 +42,14 @@ impl CoreFile {
 impl Source for CoreFile {
     fn machine(&self) -> &Machine {
         self.reader.machine()
+    }
+
+    fn log(&mut self) -> Vec<u8> {
+        let machine = self.reader.machine().clone();
+        // Memory without a log that can be read is sent all the same.
+        memory::log(&mut self.reader, &machine)
+            .map(|log| log.text.into_bytes())
+            .unwrap_or_default()
     }
 
     fn read(&mut self, first: u64, pages: &mut [[u8; PAGE_BYTES]], statuses: &mut [PageStatus]) {

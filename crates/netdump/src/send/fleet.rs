@@ -24,7 +24,7 @@ use crate::serve::socket::Batch;
 pub(super) fn run(request: &Request, keys: &[HostKey], server: SocketAddr) -> Result<Report> {
     let sessions = request.sessions.max(1);
     raise_file_limit(sessions)?;
-    let opener = Opener::new(&request.origin);
+    let opener = Opener::new(&request.origin, request.log.as_deref())?;
     let plan = Plan {
         server,
         mtu: request.mtu,
@@ -83,7 +83,7 @@ fn crew(
     let mut live = Vec::new();
     for index in mine {
         let key = &keys[index as usize % keys.len()];
-        live.push(Session::start(plan, key, opener.open(index)?, clock())?);
+        live.push(Session::start(plan, key, opener.crash(index)?, clock())?);
     }
     let (mut batch, mut sent) = (Batch::new(), Vec::new());
     while !live.is_empty() {

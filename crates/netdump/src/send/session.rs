@@ -1,6 +1,7 @@
 //! One session: the engine, its buffers, its memory and its socket.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -16,7 +17,7 @@ use proto::units::{ArmingId, PAGE_BYTES, Pfn, SessionId};
 use proto::wire::Reject;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
-use super::source::Source;
+use super::source::{Crash, Source};
 use super::train::{self, Slots, Train};
 use crate::arm::address;
 use crate::key::{HostKey, fill_random};
@@ -48,6 +49,9 @@ pub(super) struct Session {
     train: Train,
     socket: UdpSocket,
     source: Box<dyn Source>,
+    log: Arc<[u8]>,
+    /// Bytes of the log that are not sent yet: its begin, because the newest go first.
+    log_left: usize,
     key: HostKey,
     name: SessionId,
     attempts: Attempts,
@@ -76,12 +80,7 @@ pub(super) struct Sent {
 }
 
 impl Session {
-    pub(super) fn start(
-        plan: &Plan,
-        key: &HostKey,
-        source: Box<dyn Source>,
-        now: Instant,
-    ) -> Result<Self> {
+    pub(super) fn start(plan: &Plan, key: &HostKey, crash: Crash, now: Instant) -> Result<Self> {
         let (socket, datagram_bytes) = train::open(plan.server, plan.mtu)
             .with_context(|| format!("cannot open a socket towards {}", plan.server))?;
         let mut arming = [0; 8];
@@ -98,7 +97,9 @@ impl Session {
             pool_slots,
             train: Train::new(),
             socket,
-            source,
+            source: crash.source,
+            log: crash.log,
+            log_left: 0,
             key: key.clone(),
             name,
             attempts: Attempts::new(now, 1, plan.give_up),
@@ -125,6 +126,7 @@ impl Session {
         self.client
             .start(now, &start, &hello(plan, &self.key, self.source.machine()));
         self.wake_at = now;
+        self.log_left = self.log.len();
     }
 
     pub(super) fn socket(&self) -> &UdpSocket {
@@ -226,8 +228,13 @@ impl Session {
                 let ranges: Vec<RamRange> = machine.ram.iter().map(range).collect();
                 fill(scratch, ranges.as_bytes())
             }
-            // The log lies in the memory; nothing here writes to it; tasks are for who analyses.
-            Want::Text | Want::Written | Want::State => 0,
+            Want::Text => {
+                let end = self.log_left;
+                self.log_left = end.saturating_sub(scratch.len());
+                fill(scratch, &self.log[self.log_left..end])
+            }
+            // Nothing here writes to the memory; tasks are for who analyses.
+            Want::Written | Want::State => 0,
         };
         self.client.handle(now, Input::Filled(filled))
     }

@@ -1,11 +1,11 @@
 //! What is sent: a machine, and its pages by number.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::{fmt, fs};
 
-use anyhow::{Error, Result};
+use anyhow::{Context as _, Error, Result};
 use dump::Machine;
 use proto::client::PageStatus;
 use proto::units::PAGE_BYTES;
@@ -17,6 +17,9 @@ use super::synthetic::{Synthetic, Templates};
 pub(super) trait Source: Send {
     /// All that is known of it besides its pages.
     fn machine(&self) -> &Machine;
+
+    /// The kernel's log in it; empty when it has none.
+    fn log(&mut self) -> Vec<u8>;
 
     /// Reads the pages from `first` on, or says of each why it is not there.
     fn read(&mut self, first: u64, pages: &mut [[u8; PAGE_BYTES]], statuses: &mut [PageStatus]);
@@ -35,18 +38,41 @@ pub enum Origin {
 pub(super) struct Opener {
     origin: Origin,
     templates: Option<Arc<Templates>>,
+    log: Option<Arc<[u8]>>,
+}
+
+/// What one session sends.
+pub(super) struct Crash {
+    pub(super) source: Box<dyn Source>,
+    /// The kernel's log.
+    pub(super) log: Arc<[u8]>,
 }
 
 impl Opener {
-    pub(super) fn new(origin: &Origin) -> Self {
+    /// `log` is the file of a log that goes before the one in the memory.
+    pub(super) fn new(origin: &Origin, log: Option<&Path>) -> Result<Self> {
         let templates = match origin {
             Origin::File(_) => None,
             Origin::Synthetic(wish) => Some(Arc::new(Templates::new(wish.seed))),
         };
-        Self {
+        let read = |path: &Path| {
+            fs::read(path).with_context(|| format!("cannot read the log {}", path.display()))
+        };
+        Ok(Self {
             origin: origin.clone(),
             templates,
-        }
+            log: log.map(read).transpose()?.map(Arc::from),
+        })
+    }
+
+    /// The memory of session number `index`, and its log.
+    pub(super) fn crash(&self, index: u32) -> Result<Crash> {
+        let mut source = self.open(index)?;
+        let log = match &self.log {
+            Some(log) => Arc::clone(log),
+            None => source.log().into(),
+        };
+        Ok(Crash { source, log })
     }
 
     /// The memory of session number `index`: computed memory differs from session to session.

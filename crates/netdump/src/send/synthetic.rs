@@ -84,6 +84,10 @@ impl Source for Memory {
         &self.machine
     }
 
+    fn log(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+
     fn read(&mut self, first: u64, pages: &mut [[u8; PAGE_BYTES]], statuses: &mut [PageStatus]) {
         for ((pfn, page), status) in (first..).zip(pages).zip(statuses) {
             *status = PageStatus::Read;

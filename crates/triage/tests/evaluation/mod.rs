@@ -14,9 +14,6 @@ use triage::{Class, Findings, scan};
 
 use random::Random;
 
-/// Where the corpus lies, unless `NETDUMP_OOPS_CORPUS` says otherwise.
-pub(crate) const CORPUS: &str = "/work/shared/oops-corpus/report";
-
 /// A log and what is expected of it.
 pub(crate) struct Case {
     pub(crate) name: String,
@@ -27,9 +24,9 @@ pub(crate) struct Case {
     body: String,
 }
 
-/// The folder of the corpus.
+/// The folder of the corpus: `NETDUMP_OOPS_CORPUS`; empty when nobody names one.
 pub(crate) fn folder() -> PathBuf {
-    std::env::var_os("NETDUMP_OOPS_CORPUS").map_or_else(|| PathBuf::from(CORPUS), PathBuf::from)
+    std::env::var_os("NETDUMP_OOPS_CORPUS").map_or_else(PathBuf::new, PathBuf::from)
 }
 
 /// Reads all cases of a folder; none if there is no such folder.

@@ -1,6 +1,6 @@
 //! What the benchmarks of the server have in common: programs, pins, a server under watch, rows.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -38,6 +38,7 @@ pub(crate) struct Server {
     pub(crate) address: String,
     dumps: PathBuf,
     keys: PathBuf,
+    events: PathBuf,
 }
 
 /// Figures in the order they were put in.
@@ -133,7 +134,9 @@ impl Server {
         let mut lines = BufReader::new(child.stdout.take().context("the server has no output")?);
         let mut line = String::new();
         lines.read_line(&mut line)?;
-        thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        let events = place.dir.join("events");
+        let mut kept = File::create(&events).context("cannot keep the server's events")?;
+        thread::spawn(move || std::io::copy(&mut lines, &mut kept));
         let event: Value = serde_json::from_str(&line)
             .with_context(|| format!("the server began with `{line}`"))?;
         let address = event.get("address").and_then(Value::as_str);
@@ -143,6 +146,7 @@ impl Server {
             address,
             dumps,
             keys,
+            events,
         })
     }
 
@@ -189,7 +193,16 @@ impl Server {
         )
     }
 
-    fn files(&self, name: &str) -> Vec<PathBuf> {
+    /// How many events of this kind it has told.
+    pub(crate) fn events(&self, kind: &str) -> Result<usize> {
+        let events = fs::read_to_string(&self.events).context("cannot read the events")?;
+        let start = format!(r#"{{"event":"{kind}""#);
+        let told = events.lines().filter(|line| line.starts_with(&start));
+        Ok(told.count())
+    }
+
+    /// The files of this name in all crashes.
+    pub(crate) fn files(&self, name: &str) -> Vec<PathBuf> {
         let crashes = fs::read_dir(&self.dumps).into_iter().flatten().flatten();
         let paths = crashes.map(|crash| crash.path().join(name));
         paths.filter(|path| path.exists()).collect()
