@@ -1,5 +1,5 @@
-//! Blocks of pages on their way into a vmcore: whatever the LZ4 form says, the vmcore gives back
-//! the pages.
+//! Blocks of pages on their way into a vmcore: whatever LZ4 they came as, and however often their
+//! bytes repeat within pages and across them, the vmcore gives back the pages.
 
 use std::fs;
 
@@ -18,9 +18,9 @@ pub(crate) fn lzo(mut bytes: &[u8]) {
     let pages = u16::from(byte(&mut bytes)) % PAGES_MAX + 1;
     let raw_bytes = usize::from(pages) * PAGE_SIZE;
     let mut raw = Box::new([0; BLOCK_BYTES]);
-    let kind = byte(&mut bytes) % 3;
+    let is_lz4 = byte(&mut bytes).is_multiple_of(2);
     let mut lz4 = bytes.to_vec();
-    if kind == 0 {
+    if is_lz4 {
         let block = Block {
             first: proto::units::Pfn(FIRST.0),
             pages,
@@ -34,8 +34,7 @@ pub(crate) fn lzo(mut bytes: &[u8]) {
         grow(&mut raw[..raw_bytes], bytes);
     }
     let raw = &raw[..raw_bytes];
-    // The third kind keeps the input as an LZ4 form that is not of these pages.
-    if kind == 1 {
+    if !is_lz4 {
         lz4.resize(raw_bytes, 0);
         let Some(length) = Table::new().compress(raw, &mut lz4) else {
             return;

@@ -7,8 +7,8 @@ use crate::byte;
 
 /// Reports that a log can give at most.
 const REPORTS_MAX: usize = 64;
-/// Bytes of a title; a line is shorter.
-const TITLE_BYTES_MAX: usize = 1024;
+/// Bytes of a title: those of a line's characters that are kept, and a few words.
+const TITLE_BYTES_MAX: usize = 4096;
 
 /// A log, behind the length of the pieces that it comes in.
 pub(crate) fn text(mut bytes: &[u8]) {

@@ -1,20 +1,22 @@
-//! `cargo run --release -p triage --example evaluate [-- --speed | [--misses] [NAMES-FILE]]`: how well triage does
-//! on real logs with expected titles, clean and corrupted apart, plain and as netconsole.
+//! How well triage does on real logs with expected titles, clean and corrupted apart, plain and as
+//! netconsole: `cargo run --release -p triage --example evaluate [-- --speed | [--misses]
+//! [NAMES-FILE]] [--json]`.
 //!
-//! With a file of names, one a line, only those logs are measured. With `--speed` alone, how fast a
-//! log without a report is read.
+//! With a file of names, one a line, only those logs are measured. With `--speed`, how fast a log
+//! without a report is read. `--json` prints a row a line.
 
 #[path = "../tests/evaluation/mod.rs"]
 mod evaluation;
 
-use evaluation::{Case, Dress, folder, load, measure};
+use evaluation::{Case, Dress, Figures, folder, load, measure};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|argument| argument == "--speed") {
-        return speed();
+    let has = |option: &str| arguments.iter().any(|argument| argument == option);
+    let (json, with_misses) = (has("--json"), has("--misses"));
+    if has("--speed") {
+        return speed(json);
     }
-    let with_misses = arguments.iter().any(|argument| argument == "--misses");
     let names = arguments
         .iter()
         .find(|argument| !argument.starts_with("--"))
@@ -52,6 +54,10 @@ fn main() {
             ("corrupted", &corrupted),
         ] {
             let figures = measure(cases, dress);
+            if json {
+                println!("{}", row(&format!("text: {dress:?}, {what}"), &figures));
+                continue;
+            }
             println!(
                 "{dress:?} {what} {} files: {}",
                 cases.len(),
@@ -64,9 +70,23 @@ fn main() {
     }
 }
 
+fn row(config: &str, figures: &Figures) -> serde_json::Value {
+    serde_json::json!({
+        "config": config,
+        "files": figures.positive + figures.negative,
+        "detection": figures.detection(),
+        "false_alarms": figures.alarms,
+        "logs_without_a_crash": figures.negative,
+        "class": figures.class(),
+        "culprit": figures.culprit(),
+        "pair_f1_exact": figures.exact,
+        "pair_f1_family": figures.family,
+    })
+}
+
 /// Reads 100 MB of boot messages three times.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn speed() {
+fn speed(json: bool) {
     let mut log = String::new();
     for number in 0_u32.. {
         if log.len() > SPEED_BYTES {
@@ -85,6 +105,11 @@ fn speed() {
         let findings = triage::scan(log.as_bytes());
         let seconds = start.elapsed().as_secs_f64();
         let rate = log.len() as f64 / 1e6 / seconds;
+        if json {
+            let config = "text: boot messages";
+            println!("{}", serde_json::json!({"config": config, "mb_s": rate}));
+            return;
+        }
         println!(
             "{} lines, {} reports, {rate:.0} MB/s",
             findings.lines,

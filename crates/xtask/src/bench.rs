@@ -16,6 +16,7 @@ pub(crate) mod peer;
 mod ssh;
 mod stage;
 pub(crate) mod storm;
+pub(crate) mod triage;
 
 use std::fs;
 

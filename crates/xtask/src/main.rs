@@ -161,6 +161,12 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
+    /// Log and report of a real guest's memory, against makedumpfile and drgn; scores on logs.
+    Triage {
+        /// Print one JSON object a row instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// Goodput of a dump, as a ratio to the limit measured in the same guest.
     Dump {
         #[command(flatten)]
@@ -243,6 +249,9 @@ fn run(task: Task) -> Result<()> {
         Task::Bench {
             task: Bench::Native { json },
         } => bench::native::run(json),
+        Task::Bench {
+            task: Bench::Triage { json },
+        } => bench::triage::run(json),
         Task::Bench {
             task: Bench::Peer { level, json },
         } => bench::peer::run(level, json),

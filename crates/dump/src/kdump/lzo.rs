@@ -46,8 +46,8 @@ struct Packer {
 }
 
 /// Packs all pages of a block, whose LZ4 form is `lz4`: calls `page` with each, packed or, if it
-/// does not shrink, `None`. False when `lz4` is not the form of these pages; the pages given until
-/// then are right all the same.
+/// does not shrink, `None`. `pages` are what `lz4` unpacks to; false when its lengths are not those
+/// of the pages, as when it is cut, and then the pages given until there are right all the same.
 pub(super) fn transcode(lz4: &[u8], pages: &[u8], mut page: impl FnMut(Option<&[u8]>)) -> bool {
     let mut packer = Packer::new();
     let (mut rest, mut at) = (lz4, 0_usize);

@@ -140,6 +140,10 @@ impl Figures {
         ratio(self.culprits, self.named)
     }
 
+    pub(crate) fn class(&self) -> f64 {
+        ratio(self.classes, self.detected)
+    }
+
     pub(crate) fn table(&self) -> String {
         format!(
             "detection {:.3} ({}/{}), false alarms {}/{}, class {:.3}, culprit {:.3} ({}/{}), title {:.3}, pair F1 exact {:.3} family {:.3}",
@@ -148,7 +152,7 @@ impl Figures {
             self.positive,
             self.alarms,
             self.negative,
-            ratio(self.classes, self.detected),
+            self.class(),
             self.culprit(),
             self.culprits,
             self.named,
