@@ -1,7 +1,7 @@
 //! What killed a host, as far as its text tells: known before the first page is asked for.
 //!
-//! The end of the log is enough, and reading it is bounded; so a host's dump waits for this no
-//! longer than its text takes to arrive, and never longer than [`TEXT_WAIT`].
+//! The end of the log is enough, so what is read is bounded. No dump waits for this: text comes
+//! before pages in the stream.
 
 use std::panic::catch_unwind;
 use std::path::Path;
@@ -15,8 +15,9 @@ use super::log;
 
 /// So much of the log's end is looked at. An oops with the traces of all its CPUs has a tenth of it.
 pub const TEXT_ENOUGH: usize = 256 << 10;
-/// The verdict waits for the text no longer than this from the first packet on.
-pub const TEXT_WAIT: Duration = Duration::from_secs(2);
+/// The verdict waits for the text no longer than this from the first packet on: a host that died
+/// before it had sent its text is recorded all the same, and in a storm nobody's is that late.
+pub const TEXT_WAIT: Duration = Duration::from_secs(5);
 
 /// What killed a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

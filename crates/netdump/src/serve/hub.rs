@@ -80,6 +80,9 @@ pub struct Hub {
     pub held_bytes: Arc<AtomicUsize>,
     /// Held while a new session is made, so that two threads do not make one twice.
     pub creating: Mutex<()>,
+    /// Held while a session gets a place or waits for one, and is told so: whoever is told first is
+    /// the first in the queue.
+    pub deciding: Mutex<()>,
     /// Held while a vmcore is written: one at a time, so that they do not take the disk from each
     /// other.
     pub finishing: Mutex<()>,
@@ -144,6 +147,7 @@ impl Hub {
             registry: Registry::default(),
             held_bytes: Arc::default(),
             creating: Mutex::default(),
+            deciding: Mutex::default(),
             finishing: Mutex::default(),
             following: Arc::default(),
             stop: AtomicBool::new(false),

@@ -596,6 +596,12 @@ impl Session {
         self.before.unwrap_or(otherwise)
     }
 
+    /// Whether pages were wanted in the attempts before this one, by the rule or by a person.
+    #[must_use]
+    pub fn asked_before(&self) -> bool {
+        self.before.is_some()
+    }
+
     /// What `session.json` holds at this moment.
     #[must_use]
     pub fn file(&self, state: State, why: Option<String>) -> SessionFile {

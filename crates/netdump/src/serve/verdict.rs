@@ -192,12 +192,13 @@ impl Want {
 /// It is known who crashed: decides what is wanted. Called by the one thread that writes the
 /// session, with nothing locked.
 pub fn decide(hub: &Arc<Hub>, shared: &Shared) {
-    let (ram_pages, earlier) = {
+    let (ram_pages, earlier, refused) = {
         let session = lock(shared);
-        (session.told().summary.ram_pages, session.earlier())
+        let refused = session.ruling().filter(|_| !session.asked_before());
+        let ram_pages = session.told().summary.ram_pages;
+        (ram_pages, session.earlier(), refused.and_then(refusal))
     };
     forget_other_lives(hub, shared);
-    let refused = lock(shared).ruling().and_then(refusal);
     match refused {
         // The attempt before was told so, too.
         Some(want) if earlier > 0 => set(hub, shared, want),
@@ -321,6 +322,7 @@ fn rule(hub: &Hub, shared: &Shared, asked: bool) -> Ruling {
 /// Tells a session, and everybody else, what is wanted of it. What needs a place and finds none
 /// free becomes a wait.
 pub fn set(hub: &Arc<Hub>, shared: &Shared, want: Want) {
+    let turn = lock(&hub.deciding);
     let want = match want.asks_at_once() {
         Some(filter) if !hub.admission.enter(shared) => Want::Wait { filter },
         Some(_) | None => want,
@@ -330,6 +332,7 @@ pub fn set(hub: &Arc<Hub>, shared: &Shared, want: Want) {
     }
     let free = !matches!(want, Want::Wait { .. }) && !want.takes_place();
     let over = tell(hub, shared, want);
+    drop(turn);
     if free {
         leave(hub, shared);
     }
@@ -380,6 +383,7 @@ fn tell(hub: &Hub, shared: &Shared, want: Want) -> Option<String> {
 /// A session needs its place no longer: those that wait are let in, in the order they came.
 pub fn leave(hub: &Arc<Hub>, shared: &Shared) {
     hub.admission.leave(shared);
+    let _turn = lock(&hub.deciding);
     while let Some(next) = hub.admission.next() {
         let (filter, ram_pages) = {
             let session = lock(&next);

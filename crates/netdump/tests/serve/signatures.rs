@@ -203,7 +203,7 @@ fn a_host_whose_text_does_not_come_gets_its_verdict_all_the_same() {
     assert_eq!(verdict["why"], "its text does not tell what happened");
     let took = begin.elapsed();
     assert!(
-        took >= Duration::from_secs(1) && took < Duration::from_secs(5),
+        took >= Duration::from_secs(3) && took < Duration::from_secs(10),
         "{took:?}"
     );
     server.stop();
