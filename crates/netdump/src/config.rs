@@ -36,6 +36,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::signatures::{Level, LogOnly, Wanted};
 
     fn read(text: &str) -> Result<Config> {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -52,7 +53,14 @@ mod tests {
         let address = "10.0.0.1".parse().unwrap();
         assert_eq!(console.name(address).unwrap().as_str(), "web1");
         assert!(console.allows(address) && console.days == 7);
+        let text = "[signatures]\ndumps = 1\nbeyond = 31\nhardware = 'log-only'\n";
+        let signatures = read(text).unwrap().signatures;
+        assert_eq!(signatures.dumps, 1);
+        assert_eq!(signatures.beyond, Wanted::Filter(Level(31)));
+        assert_eq!(signatures.hardware, Wanted::Only(LogOnly::LogOnly));
         for (wrong, named, line) in [
+            ("[signatures]\ndump = 7\n", "dump", 2),
+            ("[signatures]\nbeyond = 32\n", "filter level", 2),
             ("[console]\ndayz = 7\n", "dayz", 2),
             ("[console]\nallow = ['10.0.0.1/8']\n", "bits behind", 2),
             ("[console.hosts]\n'10.0.0.1' = '../x'\n", "host name", 2),

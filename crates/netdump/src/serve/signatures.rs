@@ -55,7 +55,10 @@ pub struct Settings {
 
 /// What is wanted of a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "neither \"log-only\" nor a filter level, 0 to 31"
+)]
 pub enum Wanted {
     /// The memory at this filter level, or at the server's if that leaves out more.
     Filter(Level),
@@ -532,4 +535,74 @@ fn read(dumpdir: &Path) -> Result<Option<Stored>> {
 /// The file cannot be read.
 pub fn stored(dumpdir: &Path) -> Result<Entries> {
     Ok(read(dumpdir)?.unwrap_or_default().signatures)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cause(number: usize) -> Cause {
+        Cause {
+            signature: format!("s1:{number:016x}"),
+            ..Cause::default()
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_what_is_beyond_is_counted() {
+        let dumpdir = tempfile::tempdir().unwrap();
+        let store = Signatures::new(dumpdir.path(), Settings::default());
+        let rule = |cause: &Cause, host: &str, seconds: u64| {
+            let crash = Crash {
+                cause: Some(cause),
+                host,
+                kernel: host,
+                name: "web1-20261124T180200Z",
+            };
+            let now = UNIX_EPOCH + Duration::from_secs(seconds);
+            store.rule(&crash, true, now, Duration::ZERO)
+        };
+        for number in 0..=SIGNATURES_MAX {
+            rule(&cause(number), "a", 1 + number as u64);
+        }
+        let entries = store.entries();
+        assert_eq!(entries.len(), SIGNATURES_MAX);
+        assert!(
+            !entries.contains_key(&cause(0).signature),
+            "the oldest is forgotten"
+        );
+        for number in 0..100 {
+            rule(&cause(1), &format!("host{number}"), 10_000);
+        }
+        let entry = &store.entries()[&cause(1).signature];
+        assert_eq!(
+            (entry.hosts.len(), entry.kernels.len()),
+            (HOSTS_MAX + 1, KERNELS_MAX + 1)
+        );
+        assert_eq!(entry.hosts[OTHERS], 37);
+        assert_eq!(entry.hosts.values().sum::<u64>(), entry.crashes);
+        store.save().unwrap();
+        assert_eq!(stored(dumpdir.path()).unwrap(), store.entries());
+    }
+
+    #[test]
+    fn repeats_are_told_when_the_time_is_over_and_not_before() {
+        let dumpdir = tempfile::tempdir().unwrap();
+        let store = Signatures::new(dumpdir.path(), Settings::default());
+        let cause = cause(1);
+        let crash = Crash {
+            cause: Some(&cause),
+            host: "a",
+            kernel: "k",
+            name: "a-20261124T180200Z",
+        };
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let told = |seconds| store.rule(&crash, true, at(seconds), Duration::ZERO).1;
+        assert_eq!(told(1).map(|notice| notice.repeats), Some(1));
+        assert_eq!((told(2), told(3)), (None, None));
+        assert_eq!(store.notices(at(3600)), []);
+        let notices = store.notices(at(3601));
+        assert_eq!((notices[0].crashes, notices[0].repeats), (3, 2));
+        assert_eq!(store.notices(at(9999)), []);
+    }
 }
