@@ -135,7 +135,7 @@ struct RawReply {
 pub struct Opened<'a> {
     /// The part of fixed length.
     pub reply: Reply,
-    /// Bit `i` (least significant first) tells that packet `next + 1 + i` is received.
+    /// Bit `i` (least significant first) tells that packet `next + i` is received.
     pub bitmap: &'a [u8],
     /// The pages that are asked for.
     pub pull: Pull<'a>,
@@ -143,7 +143,7 @@ pub struct Opened<'a> {
 
 impl Reply {
     /// Writes the reply's payload where [`crate::wire::seal_server`] expects it in `datagram`. Bit
-    /// `i` (least significant first) of `bitmap` tells that packet `next + 1 + i` is received.
+    /// `i` (least significant first) of `bitmap` tells that packet `next + i` is received.
     /// Returns the payload's length, or `None` if `datagram`, `bitmap` or `pull` have not the sizes
     /// this module names.
     #[must_use]

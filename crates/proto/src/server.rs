@@ -321,18 +321,16 @@ impl Session {
     }
 
     /// Fills the bitmap of a reply that acknowledges everything below `written`; returns how many
-    /// bytes of it are used. What is delivered but not written is received.
+    /// bytes of it are used. What is delivered but not written is received, `written` too.
     fn bitmap(&self, written: PacketNumber, bitmap: &mut [u8; BITMAP_BYTES_MAX]) -> usize {
         let mut used = 0_usize;
-        let mut number = written.plus(1);
+        let mut number = written;
         for (index, byte) in bitmap.iter_mut().enumerate() {
             if number >= self.seen_end {
                 break;
             }
             for bit in 0..8 {
-                // The last bit of the bitmap is one past the window, where nothing can be ahead.
-                let ahead = number.since(self.next) < WINDOW && self.is_ahead(number);
-                if number < self.next || ahead {
+                if number < self.next || self.is_ahead(number) {
                     *byte |= 1_u8 << bit;
                     used = index.saturating_add(1);
                 }

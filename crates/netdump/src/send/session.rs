@@ -151,7 +151,7 @@ impl Session {
                 Step::Send { slot, len, .. } => {
                     let full = !self.train.has_room(len);
                     let bytes = if full { self.leave(progress)? } else { 0 };
-                    self.train.push(slot, len);
+                    self.train.push(&mut self.slots, slot, len);
                     if full {
                         return Ok((bytes, None));
                     }
@@ -195,7 +195,7 @@ impl Session {
     fn leave(&mut self, progress: &Progress) -> Result<u64> {
         let left = self
             .train
-            .leave(&self.socket, &self.slots)
+            .leave(&self.socket, &mut self.slots)
             .context("cannot send")?;
         self.wire_bytes += left.bytes;
         progress.wire_bytes.fetch_add(left.bytes, Ordering::Relaxed);

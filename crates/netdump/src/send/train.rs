@@ -18,10 +18,12 @@ use rustix::net::sockopt::{
 };
 
 /// The transmit buffers of a session, back to back, so that packets of a train are one piece of
-/// memory.
+/// memory. One that waits in a train is not given out: a packet that is sent again may be
+/// acknowledged meanwhile, and its buffer be the next one to be filled.
 pub(super) struct Slots {
     bytes: Vec<u8>,
     each: usize,
+    waiting: Vec<bool>,
 }
 
 /// Packets that wait to be sent together.
@@ -69,12 +71,12 @@ impl Blaster {
 
     /// Sends one train and returns its bytes of UDP payload.
     pub fn send(&mut self) -> io::Result<u64> {
-        let mut slot = 0;
-        while self.slots.buffer(slot).is_some() && self.train.has_room(self.slots.each) {
-            self.train.push(slot, self.slots.each);
+        let (mut slot, each) = (0, self.slots.each);
+        while self.slots.buffer(slot).is_some() && self.train.has_room(each) {
+            self.train.push(&mut self.slots, slot, each);
             slot += 1;
         }
-        Ok(self.train.leave(&self.socket, &self.slots)?.bytes)
+        Ok(self.train.leave(&self.socket, &mut self.slots)?.bytes)
     }
 }
 
@@ -83,6 +85,7 @@ impl Slots {
         Self {
             bytes: vec![0; usize::from(count) * each],
             each,
+            waiting: vec![false; usize::from(count)],
         }
     }
 
@@ -94,7 +97,8 @@ impl Slots {
 impl Pool for Slots {
     fn buffer(&mut self, slot: u16) -> Option<&mut [u8]> {
         let at = self.at(slot);
-        self.bytes.get_mut(at..at + self.each)
+        let waits = *self.waiting.get(usize::from(slot))?;
+        (!waits).then(|| &mut self.bytes[at..at + self.each])
     }
 }
 
@@ -118,14 +122,15 @@ impl Train {
             && len <= first.len
     }
 
-    pub(super) fn push(&mut self, slot: u16, len: usize) {
+    pub(super) fn push(&mut self, slots: &mut Slots, slot: u16, len: usize) {
+        slots.waiting[usize::from(slot)] = true;
         self.parts.push(Part { slot, len });
         self.bytes += len;
     }
 
     /// Sends what waits. A packet that cannot be sent is as good as lost: the engine sends it
     /// again. Only an error that will not pass is returned.
-    pub(super) fn leave(&mut self, socket: &UdpSocket, slots: &Slots) -> io::Result<Left> {
+    pub(super) fn leave(&mut self, socket: &UdpSocket, slots: &mut Slots) -> io::Result<Left> {
         if self.parts.is_empty() {
             return Ok(Left::default());
         }
@@ -142,7 +147,9 @@ impl Train {
             self.segmented = false;
             left = self.send(socket, slots, false);
         }
-        self.parts.clear();
+        for part in self.parts.drain(..) {
+            slots.waiting[usize::from(part.slot)] = false;
+        }
         self.bytes = 0;
         match left {
             Err(error) if passes(&error) => Ok(Left { bytes: 0, calls: 1 }),
@@ -356,11 +363,13 @@ mod tests {
         for slot in [6, 7, 1] {
             slots.buffer(slot).unwrap().fill(slot.to_le_bytes()[0]);
             assert!(train.has_room(payload));
-            train.push(slot, payload);
+            train.push(&mut slots, slot, payload);
+            assert!(slots.buffer(slot).is_none(), "it waits to leave");
         }
-        train.push(2, 100);
+        train.push(&mut slots, 2, 100);
         assert!(!train.has_room(payload), "nothing follows a short packet");
-        let left = train.leave(&socket, &slots).unwrap();
+        let left = train.leave(&socket, &mut slots).unwrap();
+        assert!((0..8).all(|slot| slots.buffer(slot).is_some()));
         assert_eq!(left.bytes, 3 * payload as u64 + 100);
         let mut bytes = [0; 2000];
         (0..4)
@@ -392,11 +401,11 @@ mod tests {
     fn a_port_that_nobody_holds_is_no_error() {
         let (sink, socket, payload) = pair();
         drop(sink);
-        let slots = Slots::new(8, payload);
+        let mut slots = Slots::new(8, payload);
         let mut train = Train::new();
         for _ in 0..3 {
-            train.push(0, payload);
-            train.leave(&socket, &slots).unwrap();
+            train.push(&mut slots, 0, payload);
+            train.leave(&socket, &mut slots).unwrap();
         }
     }
 }

@@ -280,8 +280,8 @@ impl Window {
         self.lost_packets > 0 || self.has_room()
     }
 
-    /// Reacts to the passing of time: without progress for too long, the oldest packet counts as
-    /// lost; with nothing under way, the last packet is sent once more to make the server speak.
+    /// Reacts to the passing of time: without progress for too long, the oldest packet that has not
+    /// arrived counts as lost; if all have, the last one is sent once more to make the server speak.
     pub(super) fn on_time(&mut self, now: Instant) {
         if now.since(self.timer_from) < self.timeout() || self.next == self.first {
             return;
@@ -289,11 +289,12 @@ impl Window {
         self.timer_from = now;
         self.backoff = self.backoff.saturating_add(1).min(BACKOFF_MAX);
         self.statistics.timeouts = self.statistics.timeouts.saturating_add(1);
-        if self.is_empty() {
-            self.probe = true;
-        } else {
-            self.lose(self.base);
+        let missing = first_set(self.base, self.next, |number| !self.arrived.word(number));
+        if let Some(number) = missing {
+            self.lose(number);
             self.overdue = true;
+        } else {
+            self.probe = true;
         }
     }
 
@@ -339,7 +340,7 @@ impl Window {
             self.base = self.base.plus(1);
         }
         self.seen_end = self.seen_end.max(self.base);
-        self.mark_bitmap(reply.next.plus(1), bitmap, &mut fresh);
+        self.mark_bitmap(reply.next, bitmap, &mut fresh);
         self.credit_end = self.credit_end.max(reply.credit_end);
         if fresh.packets > 0 {
             self.backoff = 0;
