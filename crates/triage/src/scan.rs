@@ -336,8 +336,10 @@ impl Draft {
         let near = self.lines.len() <= PRELUDE_LINES;
         let dies = text.contains("[#") || text.starts_with("Internal error");
         if text.contains("Kernel panic - not syncing") {
-            // A panic for a reason of its own is another report.
-            return class == Class::Panic || class == self.class;
+            // A panic for a reason of its own is another report, and so is one after a warning that
+            // did not lead to it.
+            let led = self.class != Class::Warning || text.contains("panic_on_warn");
+            return class == Class::Panic && led || class == self.class;
         }
         // Two consoles in one file tell everything twice.
         let is_echo = self.lines.last().is_some_and(|(_, last)| last == text);

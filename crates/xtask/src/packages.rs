@@ -342,6 +342,13 @@ fn extract_one(deb: &Path, member: &str, file: &Path) -> Result<()> {
     // Its own status says nothing: it usually dies of the pipe that tar closed early.
     dpkg.wait().context("cannot wait for dpkg-deb")?;
     ensure!(status.success(), "{} has no {member}", deb.display());
+    // The name may be that of a link, of which tar gives nothing.
+    let bytes = fs::metadata(file)?.len();
+    ensure!(
+        bytes > 0,
+        "{member} of {} is empty or a link",
+        deb.display()
+    );
     Ok(())
 }
 

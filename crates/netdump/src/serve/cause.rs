@@ -55,7 +55,33 @@ pub fn of(text: &[u8]) -> Option<Cause> {
     // The scanner is total and fuzzed; should it err all the same, the crash is taken without a
     // name instead of costing a thread that writes.
     let findings = catch_unwind(|| triage::scan(text)).ok()?;
-    findings.crash().and_then(Cause::of)
+    let boot = findings.reports.last()?.boot;
+    let mut reports = findings.reports.iter().filter(|report| report.boot == boot);
+    // A warning of long ago does not make two hosts die of the same.
+    let fatal = reports.find(|report| report.class.is_crash() && !is_survived(report.class));
+    fatal.or_else(|| findings.crash()).and_then(Cause::of)
+}
+
+/// Whether hosts go on after a report of this class, unless they are told to panic.
+fn is_survived(class: Class) -> bool {
+    matches!(
+        class,
+        Class::Warning
+            | Class::RcuUsage
+            | Class::Deadlock
+            | Class::LockState
+            | Class::Lock
+            | Class::HungTask
+            | Class::RcuStall
+            | Class::SoftLockup
+            | Class::WorkqueueLockup
+            | Class::Atomic
+            | Class::Kcsan
+            | Class::Ubsan
+            | Class::Leak
+            | Class::NetDevice
+            | Class::Unwinder
+    )
 }
 
 impl Cause {
@@ -100,6 +126,20 @@ mod tests {
         assert!(cause.signature.starts_with("s1:") && !cause.hardware);
         assert_eq!(of(b"Linux version 6.1.0\neth0: link is up\n"), None);
         assert_eq!(of(b""), None);
+    }
+
+    #[test]
+    fn a_warning_before_it_is_not_what_killed_the_host() {
+        let warning = "[    6.000000] ------------[ cut here ]------------\n\
+            [    6.000001] WARNING: CPU: 0 PID: 1 at net/core/dev.c:600 dev_add_pack+0x20/0x40\n\
+            [    6.000002] RIP: 0010:dev_add_pack+0x20/0x40\n\
+            [    6.000003] Call Trace:\n[    6.000004]  <TASK>\n\
+            [    6.000005]  frob_init+0x5a/0x110\n[    6.000006]  </TASK>\n\
+            [    6.000007] ---[ end trace 0000000000000000 ]---\n";
+        let both = of([warning, OOPS].concat().as_bytes()).unwrap();
+        assert_eq!(both.signature, of(OOPS.as_bytes()).unwrap().signature);
+        let alone = of(warning.as_bytes()).unwrap();
+        assert_eq!(alone.function.as_deref(), Some("dev_add_pack"));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::orc::{Entry, Layout, Table};
 
 /// Bytes of one ORC address.
 const ADDRESS_BYTES: u64 = 4;
+/// A function that every kernel has.
+const A_FUNCTION: &str = "panic";
 /// CPUs a kernel may have.
 pub(crate) const CPUS_MAX: u32 = 8192;
 
@@ -56,7 +58,7 @@ impl<'a> Kernel<'a> {
         Ok(kernel)
     }
 
-    fn own_orc(&self) -> Result<(Layout, Table), Unread> {
+    fn own_orc(&mut self) -> Result<(Layout, Table), Unread> {
         let addresses = self.symbols.address("__start_orc_unwind_ip")?;
         let end = self.symbols.address("__stop_orc_unwind_ip")?;
         let table = Table {
@@ -64,7 +66,13 @@ impl<'a> Kernel<'a> {
             entries: self.symbols.address("__start_orc_unwind")?,
             count: end.saturating_sub(addresses) / ADDRESS_BYTES,
         };
-        Ok((Layout::new(&self.btf)?, table))
+        let mut layout = Layout::new(&self.btf)?;
+        if let Ok(begin) = self.symbols.address(A_FUNCTION)
+            && let Some(entry) = table.find(&mut self.image, &layout, begin)?
+        {
+            layout.learn(entry);
+        }
+        Ok((layout, table))
     }
 
     /// Remembers why something could not be read.

@@ -2,7 +2,9 @@
 //!
 //! Two tables: instruction addresses relative to their own place, sorted, and an entry of six bytes
 //! for each. The bits of an entry changed in 6.3 and 6.4; BTF has them. Kernels whose entries have
-//! an `end` bit number the types as before 6.4.
+//! an `end` bit number the types as before 6.4. The numbers of registers changed in 7.x, and nothing
+//! says so; but where a function begins, its caller's frame is always eight bytes above the stack
+//! pointer, so the register that is named there is the stack pointer.
 
 use super::btf::{Btf, Field};
 use super::image::{Image, Unread};
@@ -26,6 +28,35 @@ pub(crate) enum Base {
     BpIndirect,
     SpIndirect,
 }
+
+/// Registers by number, up to 6.x.
+const NUMBERS: [Base; 11] = [
+    Base::Undefined,
+    Base::PreviousSp,
+    Base::Dx,
+    Base::Di,
+    Base::Bp,
+    Base::Sp,
+    Base::R10,
+    Base::R13,
+    Base::BpIndirect,
+    Base::SpIndirect,
+    Base::Undefined,
+];
+/// The same in 7.x. Its number 1, AX, leads to no frame of x86-64 kernels.
+const NEW_NUMBERS: [Base; 11] = [
+    Base::Undefined,
+    Base::Undefined,
+    Base::Dx,
+    Base::Sp,
+    Base::Bp,
+    Base::Di,
+    Base::R10,
+    Base::R13,
+    Base::PreviousSp,
+    Base::SpIndirect,
+    Base::BpIndirect,
+];
 
 /// What lies at the caller's frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -80,6 +111,7 @@ pub(crate) struct Layout {
     bp: (u32, u32),
     kind: (u32, u32),
     end: Option<(u32, u32)>,
+    numbers: [Base; 11],
 }
 
 impl Layout {
@@ -103,7 +135,21 @@ impl Layout {
             bp: bits("bp_reg")?,
             kind: bits("type")?,
             end: bits("end").ok(),
+            numbers: NUMBERS,
         })
+    }
+
+    /// Learns the numbers of registers from the entry of a function's first instruction.
+    pub(crate) fn learn(&mut self, at_begin: Entry) {
+        // Read by the old numbers, the new number of the stack pointer is that of DI.
+        if at_begin.sp == Base::Di && at_begin.sp_offset == 8 {
+            self.numbers = NEW_NUMBERS;
+        }
+    }
+
+    fn base(&self, number: u64) -> Base {
+        let at = usize::try_from(number).unwrap_or(usize::MAX);
+        self.numbers.get(at).copied().unwrap_or(Base::Undefined)
     }
 
     pub(crate) fn decode(&self, bytes: [u8; ENTRY_BYTES]) -> Entry {
@@ -119,9 +165,9 @@ impl Layout {
             i16::from_le_bytes([low, high])
         };
         Entry {
-            sp: base(bits(self.sp)),
+            sp: self.base(bits(self.sp)),
             sp_offset: offset(self.sp_offset),
-            bp: base(bits(self.bp)),
+            bp: self.base(bits(self.bp)),
             bp_offset: offset(self.bp_offset),
             kind: match self.end {
                 Some(end) if bits(end) != 0 => Kind::End,
@@ -130,21 +176,6 @@ impl Layout {
                 None => kind(bits(self.kind)),
             },
         }
-    }
-}
-
-fn base(number: u64) -> Base {
-    match number {
-        1 => Base::PreviousSp,
-        2 => Base::Dx,
-        3 => Base::Di,
-        4 => Base::Bp,
-        5 => Base::Sp,
-        6 => Base::R10,
-        7 => Base::R13,
-        8 => Base::BpIndirect,
-        9 => Base::SpIndirect,
-        _ => Base::Undefined,
     }
 }
 
@@ -192,5 +223,29 @@ impl Table {
         };
         let bytes = image.array(self.entries.wrapping_add(place * ENTRY_BYTES as u64))?;
         Ok(Some(layout.decode(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_begin_of_a_function_tells_which_number_the_stack_pointer_has() {
+        let mut layout = Layout {
+            sp_offset: Field::default(),
+            bp_offset: Field::default(),
+            sp: (32, 4),
+            bp: (36, 4),
+            kind: (40, 3),
+            end: None,
+            numbers: NUMBERS,
+        };
+        layout.learn(layout.decode([8, 0, 0, 0, 0x05, 2]));
+        assert_eq!(layout.decode([8, 0, 0, 0, 0x15, 2]).sp, Base::Sp);
+        layout.learn(layout.decode([8, 0, 0, 0, 0x03, 2]));
+        let caller = layout.decode([16, 0, 0, 0, 0x83, 2]);
+        assert_eq!((caller.sp, caller.bp), (Base::Sp, Base::PreviousSp));
+        assert_eq!(caller.kind, Kind::Call);
     }
 }
