@@ -145,7 +145,7 @@ fn what_is_malformed_or_not_allowed_is_counted() {
     let socket = host(3);
     for number in 0..50 {
         socket
-            .send_to(format!("999,{number},1;\0").as_bytes(), server.address)
+            .send_to(format!("9999,{number},1;\0").as_bytes(), server.address)
             .unwrap();
     }
     wait_for(&place, "db1", 1, "\\x00");

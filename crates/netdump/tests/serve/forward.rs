@@ -130,7 +130,7 @@ fn records_and_a_summary_of_a_crash_are_forwarded() {
     for text in [
         "4,7,100000000,-,caller=T9;a\\x09b\n SUBSYSTEM=net\n",
         "6,8,100000001,-;not of this level\n",
-        "999,1,1;malformed",
+        "9999,1,1;malformed",
         "5,9,100000002,-;last\n",
     ] {
         host.send_to(text.as_bytes(), server.address).unwrap();
@@ -160,7 +160,7 @@ fn records_and_a_summary_of_a_crash_are_forwarded() {
         [
             "<4>1 127.0.10.1 kernel T9 - [meta sequenceId=\"8\" sysUpTime=\"10000\"] [  100.000000] \
              a\tb",
-            "<44>1 127.0.10.1 netdump - raw - Malformed(Prefix): 999,1,1;malformed",
+            "<44>1 127.0.10.1 netdump - raw - Malformed(Prefix): 9999,1,1;malformed",
             "<5>1 127.0.10.1 kernel - - [meta sequenceId=\"10\" sysUpTime=\"10000\"] [  100.000002] \
              last",
         ]
