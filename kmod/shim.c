@@ -379,6 +379,41 @@ static void nd_probe_stop(void)
 	nd.probed = false;
 }
 
+/*
+ * Moves the registers of panic()'s caller on to panic() itself, where it calls its notifiers, if panic() keeps a frame
+ * pointer (6.1 and 6.12 as Debian builds them). crash finds panic() on the stack by its text and takes the frame pointer
+ * from the registers: with another function's it leaves frames out. What panic() has in rbx and r12 to r14 stays its
+ * caller's; debuggers find that on the stack. vpanic() needs none of this: its caller is panic().
+ */
+static void nd_enter_panic(struct pt_regs *regs)
+{
+	static const u8 prologue[] = { 0x55, 0x48, 0x89, 0xe5 }; /* push %rbp; mov %rsp, %rbp */
+	const unsigned long code = (unsigned long)nd_probe.addr;
+	const unsigned long frame = regs->sp - 2 * sizeof(unsigned long);
+	unsigned long slot, word;
+	u8 head[ND_PROLOGUE_BYTES];
+	unsigned int at = 0;
+
+	/* Twice, after a hang before the dump. */
+	if (regs->ip > code && regs->ip < code + ND_PANIC_BYTES)
+		return;
+	if (copy_from_kernel_nofault(head, nd_probe.addr, sizeof(head)))
+		return;
+	while (memcmp(head + at, prologue, sizeof(prologue)))
+		if (++at > sizeof(head) - sizeof(prologue))
+			return;
+	for (slot = frame - sizeof(word); slot > frame - ND_PANIC_FRAME_BYTES; slot -= sizeof(word)) {
+		if (get_kernel_nofault(word, (const unsigned long *)slot))
+			return;
+		if (word > code && word <= code + ND_PANIC_BYTES) {
+			regs->ip = word - 1;
+			regs->sp = slot + sizeof(word);
+			regs->bp = frame;
+			return;
+		}
+	}
+}
+
 /* The best registers of this CPU: the oops's if it died of one, else panic()'s, else the present ones. */
 static void nd_capture_own(void)
 {
@@ -391,6 +426,7 @@ static void nd_capture_own(void)
 		return;
 	}
 	if (own->probed) {
+		nd_enter_panic(&own->regs);
 		own->valid = true;
 		return;
 	}

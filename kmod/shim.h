@@ -49,6 +49,11 @@
  */
 #define ND_TOUCHED_MAX		1024
 
+/* Bytes of panic(): of its beginning, until it has a frame pointer; of all its code; of its stack frame. */
+#define ND_PROLOGUE_BYTES	16
+#define ND_PANIC_BYTES		2048
+#define ND_PANIC_FRAME_BYTES	512
+
 /* A range of kernel addresses. */
 struct nd_bytes {
 	u64 first;
