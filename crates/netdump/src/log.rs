@@ -1,7 +1,7 @@
 //! `netdump log`: a host's log as people and programs want it. Reads the files; needs no server.
 
-use std::collections::BTreeMap;
-use std::io::{self, BufRead, IsTerminal as _, Write as _, stdout};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _, stdout};
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -35,6 +35,42 @@ pub struct Request {
     pub grep: Option<String>,
     /// One JSON object a line.
     pub json: bool,
+    /// Only the last so many lines of what there is; then what comes, if it is followed.
+    pub lines: Option<usize>,
+    /// Whether there are colours.
+    pub color: Color,
+}
+
+/// When a log is coloured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// Always, as for `less -R`.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Color {
+    fn is_wanted(self, json: bool) -> bool {
+        let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let wanted = match self {
+            Self::Auto => stdout().is_terminal() && !forbidden,
+            Self::Always => true,
+            Self::Never => false,
+        };
+        wanted && !json
+    }
+}
+
+/// Reads a level: its number, or its name as `dmesg` has it.
+pub fn parse_level(text: &str) -> Result<u8> {
+    let named = LEVELS.iter().position(|name| *name == text);
+    let level = named.and_then(|level| u8::try_from(level).ok());
+    let level = level.or_else(|| text.parse().ok().filter(|level| *level < 8));
+    level.ok_or_else(|| anyhow!("a level is 0 to 7, or one of {}", LEVELS.join(", ")))
 }
 
 /// Shows a log on stdout, until its end or, if it is followed, until nobody reads any more.
@@ -46,12 +82,6 @@ pub fn run(request: &Request) -> Result<()> {
         .since
         .as_deref()
         .map_or(Ok(0), |since| parse_since(since, now_us()))?;
-    let mut shown = View {
-        request,
-        since_us,
-        color: !request.json && stdout().is_terminal(),
-        out: String::new(),
-    };
     let all = parts(&dir);
     ensure!(
         !all.is_empty(),
@@ -64,29 +94,146 @@ pub fn run(request: &Request) -> Result<()> {
         .as_deref()
         .map(|boot| find_boot(boot, &all))
         .transpose()?;
-    let mut at = None;
-    loop {
-        for part in parts(&dir) {
-            let passed = at.is_some_and(|(before, _)| place(&part) < before);
-            if passed || boot.is_some_and(|boot| part.boot != boot) {
-                continue;
-            }
-            let skip = at.filter(|(before, _)| *before == place(&part));
-            match shown.part(&part, skip.map_or(0, |(_, bytes)| bytes)) {
-                Ok(bytes) => at = Some((place(&part), bytes)),
-                Err(error) if is_broken_pipe(&error) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        if !request.follow {
-            return Ok(());
-        }
-        thread::sleep(FOLLOW_EVERY);
+    let mut reader = Reader {
+        dir,
+        boot,
+        since_us,
+        seen: HashMap::new(),
+        view: View {
+            request,
+            since_us,
+            color: request.color.is_wanted(request.json),
+            out: String::new(),
+        },
+    };
+    match reader.all() {
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        other => other,
     }
 }
 
-fn place(part: &Part) -> (Boot, u32) {
-    (part.boot, part.number)
+/// What has been read of each part of a log.
+struct Reader<'a> {
+    dir: PathBuf,
+    boot: Option<Boot>,
+    since_us: u64,
+    seen: HashMap<(Boot, u32), Seen>,
+    view: View<'a>,
+}
+
+/// How far a part has been read.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Bytes of lines, which are not those of a packed file.
+    bytes: u64,
+    packed: bool,
+}
+
+impl Reader<'_> {
+    /// Shows what there is and, if the log is followed, what comes.
+    fn all(&mut self) -> Result<()> {
+        if let Some(lines) = self.lines() {
+            self.last(lines)?;
+        }
+        loop {
+            while !self.look()? {}
+            if !self.view.request.follow {
+                return Ok(());
+            }
+            thread::sleep(FOLLOW_EVERY);
+        }
+    }
+
+    /// How many lines to begin with, if not with all.
+    fn lines(&self) -> Option<usize> {
+        let Request {
+            lines,
+            follow,
+            since,
+            boot,
+            ..
+        } = self.view.request;
+        let live = *follow && since.is_none() && boot.is_none();
+        lines.or(live.then_some(FOLLOW_LINES))
+    }
+
+    /// Shows what is new in each part, the oldest first; `false` if one was packed or removed
+    /// between listing and opening it, so that it is to be looked for again.
+    fn look(&mut self) -> Result<bool> {
+        for part in parts(&self.dir) {
+            let Some(skip) = self.to_read(&part) else {
+                continue;
+            };
+            let mut out = stdout().lock();
+            let mut show = |text: &str| out.write_all(text.as_bytes());
+            match self.view.part(&part, skip, &mut show) {
+                Ok(bytes) => self.note(&part, bytes),
+                Err(error) if is_not_found(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+            out.flush()?;
+        }
+        Ok(true)
+    }
+
+    /// Shows the last `lines` lines of all; reads no older parts than it takes.
+    fn last(&mut self, lines: usize) -> Result<()> {
+        let mut kept = VecDeque::new();
+        for part in parts(&self.dir).iter().rev() {
+            let skip = self.to_read(part).filter(|_| kept.len() < lines);
+            let Some(skip) = skip else {
+                self.note(part, part.bytes);
+                continue;
+            };
+            let (mut of_part, most) = (VecDeque::new(), lines - kept.len());
+            let mut keep = |text: &str| {
+                of_part.extend(text.split_inclusive('\n').map(str::to_owned));
+                of_part.drain(..of_part.len().saturating_sub(most));
+                Ok(())
+            };
+            match self.view.part(part, skip, &mut keep) {
+                Ok(bytes) => self.note(part, bytes),
+                // Its lines are shown after those that are newer: late, but not lost.
+                Err(error) if is_not_found(&error) => continue,
+                Err(error) => return Err(error),
+            }
+            of_part.append(&mut kept);
+            kept = of_part;
+        }
+        let mut out = stdout().lock();
+        for line in kept {
+            out.write_all(line.as_bytes())?;
+        }
+        Ok(out.flush()?)
+    }
+
+    /// From where on a part is to be read; nowhere, if there is nothing new in it or it is not asked for.
+    fn to_read(&self, part: &Part) -> Option<u64> {
+        if self.boot.is_some_and(|boot| part.boot != boot) {
+            return None;
+        }
+        let Some(seen) = self.seen.get(&(part.boot, part.number)) else {
+            let written_us = part.written_us().unwrap_or(u64::MAX);
+            return (written_us >= self.since_us).then_some(0);
+        };
+        let grown = if part.packed {
+            !seen.packed
+        } else {
+            part.bytes > seen.bytes
+        };
+        grown.then_some(seen.bytes)
+    }
+
+    fn note(&mut self, part: &Part, bytes: u64) {
+        let packed = part.packed;
+        let place = (part.boot, part.number);
+        self.seen.insert(place, Seen { bytes, packed });
+    }
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -166,28 +313,29 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    /// Shows a part's lines behind the first `skip` bytes; returns how far it went. A line that is
-    /// being written is left for the next time.
-    fn part(&mut self, part: &Part, skip: u64) -> Result<u64> {
-        let mut lines = part.open()?;
-        let skipped = io::copy(&mut io::Read::take(&mut lines, skip), &mut io::sink())?;
-        let (mut at, mut line) = (skipped, Vec::new());
-        let mut out = stdout().lock();
+    /// Gives a part's lines behind the first `skip` bytes to `show`; returns how far it went. A line
+    /// that is being written is left for the next time.
+    fn part(
+        &mut self,
+        part: &Part,
+        skip: u64,
+        show: &mut dyn FnMut(&str) -> io::Result<()>,
+    ) -> Result<u64> {
+        let mut lines = part.open(skip)?;
+        let (mut at, mut line) = (skip, Vec::new());
         loop {
             line.clear();
             let length = lines.read_until(b'\n', &mut line)?;
             if line.pop() != Some(b'\n') {
-                break;
+                return Ok(at);
             }
             at += length as u64;
             if let Some(line) = Line::parse(&line) {
                 self.out.clear();
                 self.line(part, &line);
-                out.write_all(self.out.as_bytes())?;
+                show(&self.out)?;
             }
         }
-        out.flush()?;
-        Ok(at)
     }
 
     fn line(&mut self, part: &Part, line: &Line<'_>) {
@@ -248,7 +396,13 @@ impl View<'_> {
             // Control characters of a foreign kernel are not for this terminal.
             let safe: String = line
                 .chars()
-                .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+                .map(|c| {
+                    if c.is_control() && c != '\t' {
+                        '\u{fffd}'
+                    } else {
+                        c
+                    }
+                })
                 .collect();
             self.out.push_str(&format!(
                 "{dim}{local} {head}{plain}{bright}{safe}{plain}\n"
@@ -268,7 +422,7 @@ impl View<'_> {
         } else {
             String::new()
         };
-        let text = text.replace('\t', ", ");
+        let text = text.replace("\trelease=-", "").replace('\t', ", ");
         self.out.push_str(&format!(
             "{on}{local} -- {}{boot}: {text} --{off}\n",
             note.name()
@@ -389,6 +543,11 @@ fn local(at_us: u64) -> String {
     }
 }
 
+const LEVELS: [&str; 8] = [
+    "emerg", "alert", "crit", "err", "warn", "notice", "info", "debug",
+];
+/// What is shown of the past when a log is followed, unless told otherwise.
+const FOLLOW_LINES: usize = 10;
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 /// Names that an error lists.
 const NAMES_MAX: usize = 16;
@@ -410,6 +569,21 @@ mod tests {
         check("2026-11-24", now - (18 * 3600 + 120) * SECOND);
         for text in ["", "yesterday", "-5m", "m", "2026-11-24T18:02"] {
             assert!(parse_since(text, now).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn levels_have_numbers_and_names() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("7", Some(7)),
+            ("err", Some(3)),
+            ("warn", Some(4)),
+        ] {
+            assert_eq!(parse_level(text).ok(), expected);
+        }
+        for text in ["8", "-1", "", "ERR"] {
+            assert!(parse_level(text).is_err(), "{text}");
         }
     }
 

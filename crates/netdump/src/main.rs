@@ -136,12 +136,18 @@ struct LogArgs {
     /// Only one boot: 0 is the last one, -1 the one before; or its name.
     #[arg(long, allow_hyphen_values = true)]
     boot: Option<String>,
-    /// Only records of this level, 0 (emergency) to 7 (debug), or a graver one.
-    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=7))]
+    /// Only records of this level, 0 (emerg) to 7 (debug) or by name, or a graver one.
+    #[arg(long, value_parser = log::parse_level)]
     level: Option<u8>,
     /// Only records with this text in them.
     #[arg(long)]
     grep: Option<String>,
+    /// Only the last lines; with -f 10, unless this, --since or --boot says otherwise.
+    #[arg(long, short = 'n')]
+    lines: Option<usize>,
+    /// When there are colours.
+    #[arg(long, value_enum, default_value_t)]
+    color: log::Color,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -464,6 +470,8 @@ impl From<LogArgs> for log::Request {
             level: args.level,
             grep: args.grep,
             json: args.server.json,
+            lines: args.lines,
+            color: args.color,
         }
     }
 }

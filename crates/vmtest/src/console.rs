@@ -61,13 +61,26 @@ pub const SYSDATA: [(&str, &str); 4] = [
     ("sysdata_release", "release"),
     ("msgid", "msgid"),
 ];
-/// Memory of the guest: what boots in little time.
+/// Where a crash kernel and its first file system lie in the guest.
+pub const CRASH_KERNEL: [&str; 2] = ["/vmlinuz", "/capture.cpio"];
+/// Its command line.
+pub const CAPTURE_LINE: &str =
+    "console=ttyS0,115200 printk.time=1 reset_devices nr_cpus=1 irqpoll panic=5";
+/// What the first program of a crash kernel says.
+pub const CAPTURE_WORDS: &str = "console_init: the crash kernel runs";
+/// Memory of the guest: what boots in little time, and what a crash kernel takes beside that.
 const MEMORY_BYTES: u64 = 384 << 20;
+const CAPTURE_MIB: u64 = 192;
 const CPUS: u32 = 2;
+/// Messages that the guest times with each way of sending, and how many ways end at our server.
+pub const MEASURED_MESSAGES: u32 = 1000;
+const MEASURED_SENDERS: u64 = 3;
 /// A log buffer that holds everything, so that the guest's own log is whole.
 const LOG_BUFFER: &str = "log_buf_len=8M";
 /// The guest is given up when it has not come to its crash after this.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// The same when it is timed what messages cost: tens of thousands, a millisecond apart.
+const PATIENCE_MEASURING: Duration = Duration::from_secs(600);
 /// It is over when the wire and the console have been quiet for this long.
 const QUIET: Duration = Duration::from_secs(3);
 /// What may still be waited for in the server when the wire is quiet: holes in the order.
@@ -86,9 +99,26 @@ pub enum Sender {
     Module,
 }
 
+/// What the guest is there for.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Messages are printed, sent and compared.
+    #[default]
+    Speak,
+    /// It is timed what a message costs who prints it.
+    Measure,
+    /// It is the system of a crash kernel, which has only to say that it runs.
+    Capture,
+}
+
 /// What to run. All paths exist already; nothing is fetched.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// What the guest is there for.
+    pub task: Task,
+    /// A crash kernel is loaded, which runs first when the kernel panics.
+    pub kdump: bool,
     /// Who sends.
     pub sender: Sender,
     /// The unpacked linux-image package.
@@ -118,6 +148,10 @@ pub struct Plan {
 /// What the guest is to do.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Orders {
+    /// What for.
+    pub task: Task,
+    /// Load the crash kernel.
+    pub kdump: bool,
     /// Files below /modules, in load order.
     pub modules: Vec<String>,
     /// The same for netconsole; loaded when the network is up.
@@ -151,11 +185,29 @@ pub enum Told {
         /// What each read(2) of `/dev/kmsg` gave.
         records: Vec<String>,
     },
+    /// All is timed.
+    Measured {
+        /// What was found.
+        costs: Vec<Cost>,
+    },
     /// It cannot go on.
     Failed {
         /// Why, on one line.
         why: String,
     },
+}
+
+/// What it costs to print, with one way of sending.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Cost {
+    /// The way.
+    pub config: String,
+    /// Each way has its turn in each round.
+    pub round: u32,
+    /// Microseconds of a write to `/dev/kmsg`: the median, and what nine of ten take at most.
+    pub printk_us: f64,
+    /// The second.
+    pub printk_p90_us: f64,
 }
 
 /// What a run has shown.
@@ -177,6 +229,11 @@ pub struct Report {
     pub accel: String,
     /// The kernel panicked.
     pub crash: bool,
+    /// A crash kernel ran then.
+    pub kdump: bool,
+    /// What it costs to print, if that was measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub costs: Vec<Cost>,
     /// Seed of the faults.
     pub seed: u64,
     /// How much was compared.
@@ -206,11 +263,32 @@ struct Machine {
     server: Server,
     rsyslog: Option<Rsyslog>,
     told: Receiver<String>,
-    /// The guest is to crash.
-    crash: bool,
+    /// The guest is to crash, and what its console says then.
+    crash: Option<&'static str>,
+    /// The guest is given up then.
+    patience: Duration,
 }
 
 impl Plan {
+    fn memory_bytes(&self) -> u64 {
+        MEMORY_BYTES + if self.kdump { CAPTURE_MIB << 20 } else { 0 }
+    }
+
+    /// Words of the kernel's command line.
+    fn words(&self) -> String {
+        let console = match self.task {
+            // The serial line would take longer than all that is measured.
+            Task::Measure => "console=tty0",
+            Task::Speak | Task::Capture => SERIAL_CONSOLE,
+        };
+        let reserve = if self.kdump {
+            format!(" crashkernel={CAPTURE_MIB}M")
+        } else {
+            String::new()
+        };
+        format!("{console} {LOG_BUFFER}{reserve}")
+    }
+
     /// rsyslogd, for a sender that it understands: extended netconsole is no syslog.
     fn rsyslogd(&self) -> Option<&Path> {
         let program = self.rsyslogd.as_deref();
@@ -235,6 +313,7 @@ pub fn run(plan: &Plan, folder: &Path, say: &mut dyn FnMut(&str)) -> Result<Repo
         sender: name(plan.sender),
         accel: machine.vm.accelerator.name().to_owned(),
         crash: plan.crash,
+        kdump: plan.kdump,
         seed: plan.faults.seed,
         ..Report::default()
     };
@@ -247,6 +326,15 @@ pub fn run(plan: &Plan, folder: &Path, say: &mut dyn FnMut(&str)) -> Result<Repo
         return Ok(report);
     }
     say("judging");
+    report.costs = std::mem::take(&mut evidence.costs);
+    if plan.task == Task::Measure {
+        let count = report.costs.len();
+        report.figures = machine.server.end()?;
+        report.verdict = judge_costs(&report).to_owned();
+        report.why.push(format!("{count} ways and rounds"));
+        report.seconds = started.elapsed().as_secs_f64();
+        return Ok(report);
+    }
     finish(plan, machine, folder, &mut evidence, &mut report)?;
     keep_datagrams(folder, &evidence.server.sent)?;
     let (tally, found) = judge(plan.sender, &evidence);
@@ -256,6 +344,15 @@ pub fn run(plan: &Plan, folder: &Path, say: &mut dyn FnMut(&str)) -> Result<Repo
     (report.tally, report.figures) = (tally, evidence.figures);
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Whether what was timed was sent: a sender that sends nothing costs nothing.
+fn judge_costs(report: &Report) -> &'static str {
+    let rounds = report.costs.iter().map(|cost| cost.round + 1).max();
+    // In each round as many as the guest prints, by each of the ways that end at our server.
+    let wanted = u64::from(rounds.unwrap_or(0)) * u64::from(MEASURED_MESSAGES) * MEASURED_SENDERS;
+    let is_sent = report.figures.written >= wanted && wanted > 0;
+    if is_sent { "Ok" } else { "Mismatch" }
 }
 
 /// The name of a choice on the command line.
@@ -277,10 +374,10 @@ fn start(plan: &Plan, folder: &Path) -> Result<Machine> {
         .map(|program| Rsyslog::start(program, folder))
         .transpose()?;
     let initramfs = folder.join("initramfs.cpio");
-    fs::write(&initramfs, archive(plan, &release, &server.key)?)
+    fs::write(&initramfs, archive(plan, (&kernel, &release), &server.key)?)
         .context("cannot write the initramfs")?;
     let accelerator = Accelerator::probe(&plan.qemu, &kernel)?;
-    let memory = GuestMemory::new(MEMORY_BYTES)?;
+    let memory = GuestMemory::new(plan.memory_bytes())?;
     let mut doors = vec![Door::tapped(SERVER_PORT, server.port)];
     doors.extend(
         rsyslog
@@ -298,7 +395,7 @@ fn start(plan: &Plan, folder: &Path) -> Result<Machine> {
         cpus: CPUS,
         nic: plan.nic,
         accelerator,
-        words: &format!("{SERIAL_CONSOLE} {LOG_BUFFER}"),
+        words: &plan.words(),
     };
     let vm = Vm::start(&plan.qemu, &guest, &memory, OwnedFd::from(guest_port), wire)?;
     fs::write(folder.join("qemu.txt"), &vm.command_line)?;
@@ -317,11 +414,19 @@ fn start(plan: &Plan, folder: &Path) -> Result<Machine> {
         server,
         rsyslog,
         told,
-        crash: plan.crash,
+        crash: match (plan.crash, plan.kdump) {
+            (false, _) => None,
+            (true, false) => Some(CRASH_WORDS),
+            (true, true) => Some(CAPTURE_WORDS),
+        },
+        patience: match plan.task {
+            Task::Measure => PATIENCE_MEASURING,
+            Task::Speak | Task::Capture => PATIENCE,
+        },
     })
 }
 
-fn archive(plan: &Plan, release: &str, key: &Path) -> Result<Vec<u8>> {
+fn archive(plan: &Plan, (kernel, release): (&Path, &str), key: &Path) -> Result<Vec<u8>> {
     let tree = Modules::open(&plan.image, release)?;
     let mut archive = Initramfs::system(&[
         ("init", &plan.console_init),
@@ -334,6 +439,8 @@ fn archive(plan: &Plan, release: &str, key: &Path) -> Result<Vec<u8>> {
     let mut later = tree.closure(&["configfs", "netconsole"])?;
     later.retain(|module| first.iter().all(|there| there.name != module.name));
     let orders = Orders {
+        task: plan.task,
+        kdump: plan.kdump,
         modules: archive.modules(&first),
         netconsole: archive.modules(&later),
         sender: plan.sender,
@@ -344,12 +451,31 @@ fn archive(plan: &Plan, release: &str, key: &Path) -> Result<Vec<u8>> {
         long_lines: plan.sender != Sender::Basic || !plan.faults.is_some(),
         crash: plan.crash,
     };
-    archive.file(
-        ORDERS_PATH.trim_start_matches('/'),
-        0o600,
-        &serde_json::to_vec(&orders)?,
-    );
+    put_orders(&mut archive, &orders)?;
+    if plan.kdump {
+        let [to, capture] = CRASH_KERNEL.map(|path| path.trim_start_matches('/'));
+        archive.copy(to, kernel)?;
+        archive.file(capture, 0o600, &capture_archive(plan, &orders)?);
+    }
     Ok(archive.finish())
+}
+
+/// The first file system of the crash kernel.
+fn capture_archive(plan: &Plan, orders: &Orders) -> Result<Vec<u8>> {
+    let mut archive = Initramfs::system(&[("init", &plan.console_init)])?;
+    let orders = Orders {
+        task: Task::Capture,
+        modules: Vec::new(),
+        ..orders.clone()
+    };
+    put_orders(&mut archive, &orders)?;
+    Ok(archive.finish())
+}
+
+fn put_orders(archive: &mut Initramfs, orders: &Orders) -> Result<()> {
+    let path = ORDERS_PATH.trim_start_matches('/');
+    archive.file(path, 0o600, &serde_json::to_vec(orders)?);
+    Ok(())
 }
 
 /// Follows the guest until all is quiet after its messages, and its crash if there is to be one;
@@ -385,6 +511,11 @@ fn follow(
                     );
                     printed = true;
                 }
+                Told::Measured { costs } => {
+                    evidence.costs = costs;
+                    thread::sleep(SETTLE);
+                    return Ok(None);
+                }
                 Told::Failed { why } => return Ok(Some(why)),
             }
         }
@@ -395,12 +526,16 @@ fn follow(
         if marks != moved.1 {
             moved = (Instant::now(), marks);
         }
-        let crashed = || said(folder).contains(CRASH_WORDS);
-        if printed && moved.0.elapsed() > QUIET && (!machine.crash || crashed()) {
+        let is_over = || {
+            machine
+                .crash
+                .is_none_or(|words| said(folder).contains(words))
+        };
+        if printed && moved.0.elapsed() > QUIET && is_over() {
             return Ok(None);
         }
-        if begin.elapsed() > PATIENCE {
-            let seconds = PATIENCE.as_secs();
+        if begin.elapsed() > machine.patience {
+            let seconds = machine.patience.as_secs();
             return Ok(Some(format!(
                 "the guest did not end in {seconds} s: see serial.log"
             )));
@@ -425,6 +560,7 @@ fn finish(
         rsyslog,
         told,
         crash,
+        patience: _,
     } = machine;
     drop((vm, told));
     let count = |which: fn(&Mishaps) -> &AtomicU64| {
@@ -455,10 +591,13 @@ fn finish(
         Sender::Basic | Sender::Extended => "127.0.0.1",
     };
     evidence.log = log_of(&plan.netdump, server.dumpdir(), host)?;
-    if crash {
+    if crash.is_some() {
         let lines = readers::console_messages(&said(folder));
         let from = lines.iter().position(|line| line.contains(CRASH_WORDS));
         let crash = &lines[from.context("the guest did not crash")?..];
+        // The crash kernel's own messages are none of this one's.
+        let other = crash.iter().position(|line| line.starts_with(FIRST_WORDS));
+        let crash = &crash[..other.unwrap_or(crash.len())];
         evidence.crash = readers::before_state(crash).to_vec();
     }
     Ok(())
@@ -472,6 +611,9 @@ fn said(folder: &Path) -> String {
 
 /// How the kernel announces the crash that the guest asks for.
 const CRASH_WORDS: &str = "sysrq: Trigger a crash";
+
+/// How a kernel begins.
+const FIRST_WORDS: &str = "Linux version ";
 
 /// The server's log of a host, as programs read it.
 fn log_of(netdump: &Path, dumpdir: &Path, host: &str) -> Result<Vec<Entry>> {

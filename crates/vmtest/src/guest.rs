@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -17,6 +18,7 @@ use crate::stage::{DEVICE, Network, PORT_NAME};
 
 /// How long devices may take to appear; generous because an emulated CPU can be slow.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
+const KEXEC_FILE_ON_CRASH: libc::c_ulong = 2;
 
 /// Mounts what every program expects.
 ///
@@ -56,6 +58,29 @@ pub fn load_module(path: &str, parameters: &str) -> Result<()> {
     let parameters = CString::new(parameters)?;
     rustix::system::finit_module(&file, &parameters, 0)
         .with_context(|| format!("cannot load module {path}"))
+}
+
+/// Loads a kernel that runs when this one crashes.
+///
+/// # Errors
+/// If a file is not there, or this kernel refuses or has reserved no memory.
+pub fn load_crash_kernel(kernel: &str, initramfs: &str, line: &str) -> Result<()> {
+    let open = |path: &str| File::open(path).with_context(|| format!("cannot open {path}"));
+    let (kernel, initramfs, line) = (open(kernel)?, open(initramfs)?, CString::new(line)?);
+    // SAFETY: two open files and a string with its NUL and its length; the kernel copies all of it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_kexec_file_load,
+            kernel.as_raw_fd(),
+            initramfs.as_raw_fd(),
+            line.as_bytes_with_nul().len(),
+            line.as_ptr(),
+            KEXEC_FILE_ON_CRASH,
+        )
+    };
+    let error = std::io::Error::last_os_error();
+    ensure!(result == 0, "cannot load the crash kernel: {error}");
+    Ok(())
 }
 
 /// Asks again until `find` succeeds.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, ValueEnum as _};
 use indicatif::{ProgressBar, ProgressStyle};
-use vmtest::console::{self, Sender};
+use vmtest::console::{self, Sender, Task};
 use vmtest::crash::Crash;
 use vmtest::peer::{self, Way};
 use vmtest::road::Faults;
@@ -74,6 +74,12 @@ struct Console {
     /// The kernel does not crash after its messages
     #[arg(long)]
     no_crash: bool,
+    /// A crash kernel is loaded, which runs first
+    #[arg(long)]
+    kdump: bool,
+    /// Time what a message costs who prints it, with each way of sending in turn
+    #[arg(long)]
+    costs: bool,
     #[command(flatten)]
     wire: Wire,
     /// Keep all files of the run in this new folder
@@ -319,6 +325,12 @@ fn compare(options: Peer) -> Result<()> {
 fn hear(options: Console) -> Result<bool> {
     let folder = Folder::new(options.keep.as_deref())?;
     let plan = console::Plan {
+        task: if options.costs {
+            Task::Measure
+        } else {
+            Task::Speak
+        },
+        kdump: options.kdump,
         sender: options.sender,
         image: options.image,
         module: options.module,

@@ -140,8 +140,12 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
-    /// Console messages into logs with none lost, against a sink; memory per host; delay.
+    /// Console messages into logs with none lost, against a sink; memory per host; delay; what a
+    /// message costs who prints it, against in-tree netconsole in the same guest.
     Console {
+        /// Line or release of the guest's kernel.
+        #[arg(long, default_value = "6.1")]
+        kernel: String,
         /// Print one JSON object a row instead of a table.
         #[arg(long)]
         json: bool,
@@ -247,8 +251,8 @@ fn run(task: Task) -> Result<()> {
             task: Bench::Loopback { json },
         } => bench::loopback::run(json),
         Task::Bench {
-            task: Bench::Console { json },
-        } => bench::console::run(json),
+            task: Bench::Console { kernel, json },
+        } => bench::console::run(&kernel, json),
         Task::Bench {
             task: Bench::Storm { json },
         } => bench::storm::run(json),

@@ -29,6 +29,23 @@ pub(crate) struct Messages {
     /// The kernel does not crash after its messages.
     #[arg(long, requires = "netconsole")]
     pub(crate) no_crash: bool,
+    /// A crash kernel is loaded, which runs first when the kernel panics.
+    #[arg(long, requires = "netconsole", conflicts_with = "no_crash")]
+    pub(crate) kdump: bool,
+    /// Not messages, but what it costs to print them.
+    #[arg(skip)]
+    pub(crate) costs: bool,
+}
+
+/// What a message costs who prints it, with one way of sending, in one round.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Cost {
+    /// The way.
+    pub(crate) config: String,
+    /// Microseconds, the median.
+    pub(crate) printk_us: f64,
+    /// What nine of ten take at most.
+    pub(crate) printk_p90_us: f64,
 }
 
 /// What `vmtest console` found, of which only what is used here.
@@ -50,6 +67,9 @@ pub(crate) struct Heard {
     pub(crate) syslog_stored: u64,
     /// Checks that were not made, with the reason.
     pub(crate) skipped: Vec<String>,
+    /// What it costs to print.
+    #[serde(default)]
+    pub(crate) costs: Vec<Cost>,
 }
 
 /// Runs a guest; standard output is `vmtest`'s own.
@@ -100,5 +120,7 @@ fn prepare(guest: &Guest, messages: &Messages) -> Result<(Command, PathBuf)> {
         command.args(["--syslog-format", format]);
     }
     command.args(messages.no_crash.then_some("--no-crash"));
+    command.args(messages.kdump.then_some("--kdump"));
+    command.args(messages.costs.then_some("--costs"));
     Ok((command, folder))
 }

@@ -1,9 +1,9 @@
 //! One host's state between its messages: its stream, and the file it is written to. It is small,
 //! because there may be very many.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use netconsole::{Position, Stream};
@@ -42,6 +42,8 @@ pub(super) struct Log {
     file: Option<File>,
     /// The last line has no end.
     torn: bool,
+    /// The last write was given up; the next one that fails is not waited for.
+    pub(super) fails: bool,
     /// Used since the last look for files to close.
     pub(super) used: bool,
 }
@@ -127,6 +129,11 @@ impl Log {
         self.file.as_ref().and_then(|file| file.try_clone().ok())
     }
 
+    /// A line was given up in its middle.
+    pub(super) fn tear(&mut self) {
+        self.torn = true;
+    }
+
     /// Ends the part, if it has `part_bytes` or more.
     pub(super) fn turn(&mut self, part_bytes: u64) -> bool {
         let full = self.bytes >= part_bytes;
@@ -153,8 +160,9 @@ impl Log {
 
     fn write(&mut self, file: &mut File, slices: &mut &mut [IoSlice<'_>]) -> io::Result<()> {
         if self.torn {
-            file.write_all(b"\n")?;
+            file.write_all(TORN_END)?;
             self.torn = false;
+            self.bytes += TORN_END.len() as u64;
         }
         while !slices.is_empty() {
             match file.write_vectored(slices) {
@@ -170,31 +178,60 @@ impl Log {
         Ok(())
     }
 
+    /// Opens the file of this part. One that was packed or removed since it was closed stays as it is:
+    /// what follows is in a part of its own.
     fn open(&mut self, dir: &Path) -> io::Result<File> {
-        let Some(boot) = &mut self.boot else {
-            return Err(io::Error::other("a line that belongs to no boot"));
-        };
-        let fresh = self.part == 0 && self.bytes == 0;
-        let mut options = OpenOptions::new();
-        options
-            .append(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW);
-        // A boot that begins gets a file of its own, even in the same microsecond.
-        options.create(!fresh).create_new(fresh);
         loop {
-            match options.open(boot.path(dir, self.part)) {
+            let Some(boot) = &mut self.boot else {
+                return Err(io::Error::other("a line that belongs to no boot"));
+            };
+            let path = boot.path(dir, self.part);
+            match open_part(&path, self.part, self.bytes) {
+                Ok(Some(file)) => return Ok(file),
+                Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => {
                     fs::DirBuilder::new()
                         .recursive(true)
                         .mode(0o700)
                         .create(dir)?;
+                    continue;
                 }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => boot.at_us += 1,
-                other => return other,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.bytes > 0 => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
             }
+            // A boot that begins gets a file of its own, even in the same microsecond.
+            if self.part == 0 && self.bytes == 0 {
+                boot.at_us += 1;
+            } else {
+                self.part += 1;
+            }
+            self.bytes = 0;
+            self.torn = false;
         }
     }
+}
+
+/// Ends a line that was cut when a server or a disk came to its end, and says so in its dictionary.
+const TORN_END: &[u8] = b"\tcut=1\n";
+
+/// Opens a part that has `bytes` already, or makes one; none if it is being packed, or has been.
+fn open_part(path: &Path, part: u32, bytes: u64) -> io::Result<Option<File>> {
+    let begins = bytes == 0;
+    if begins && store::packed(path).exists() {
+        return Ok(None);
+    }
+    let file = OpenOptions::new()
+        .append(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .create(begins)
+        .create_new(begins && part == 0)
+        .open(path)?;
+    // Who packs holds a lock until the file is gone. A file system without locks is not packed.
+    let is_taken = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+    let is_ours = !is_taken && file.metadata()?.nlink() > 0;
+    Ok(is_ours.then_some(file))
 }
 
 #[cfg(test)]
@@ -225,6 +262,34 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_is_packed_while_it_is_closed_is_followed_by_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("web1");
+        let mut log = Log::default();
+        log.begin(1_000_000);
+        append(&mut log, &dir, "one\n");
+        let path = store::parts(&dir).remove(0).path;
+        // It is locked as long as it is open.
+        assert!(File::open(&path).unwrap().try_lock().is_err());
+        log.close();
+        let packer = File::open(&path).unwrap();
+        packer.try_lock().unwrap();
+        append(&mut log, &dir, "two\n");
+        log.close();
+        fs::rename(&path, store::packed(&path)).unwrap();
+        drop(packer);
+        append(&mut log, &dir, "three\n");
+        log.close();
+        fs::remove_file(dir.join("19700101T000001.000000Z.0001.log")).unwrap();
+        append(&mut log, &dir, "four\n");
+        let parts = store::parts(&dir).into_iter();
+        let texts: Vec<(u32, String)> = parts
+            .map(|part| (part.number, fs::read_to_string(part.path).unwrap()))
+            .collect();
+        assert_eq!(texts, [(0, "one\n".into()), (2, "four\n".into())]);
+    }
+
+    #[test]
     fn a_torn_line_is_ended_before_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = Log::default();
@@ -239,7 +304,7 @@ mod tests {
         append(&mut host.log, &dir.path().join("web1"), "next\n");
         let parts = store::parts(&dir.path().join("web1"));
         let text = fs::read_to_string(&parts[0].path).unwrap();
-        assert!(text.ends_with("\n6,\nnext\n"), "{text}");
+        assert!(text.ends_with("\n6,\tcut=1\nnext\n"), "{text}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Old logs: parts to which nothing is added any more are packed, and what is too old or too much is
 //! removed. The part that a host's messages go to is never touched.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -45,7 +45,9 @@ fn tidy(console: &Console, dir: &Path) -> Result<()> {
     let parts = store::parts(dir);
     let complete = parts.iter().filter(|part| is_complete(part, &parts));
     for part in complete.filter(|part| !part.packed) {
-        pack(part)?;
+        if let Some(file) = claim(part)? {
+            pack(part, file)?;
+        }
     }
     let parts = store::parts(dir);
     let mut bytes: u64 = parts.iter().map(|part| part.bytes).sum();
@@ -55,11 +57,28 @@ fn tidy(console: &Console, dir: &Path) -> Result<()> {
         if !old && bytes <= console.settings.host_mib << 20 {
             break;
         }
+        let Some(_claimed) = claim(part)? else {
+            continue;
+        };
         let show = part.path.display();
         fs::remove_file(&part.path).with_context(|| format!("cannot remove {show}"))?;
         bytes -= part.bytes;
     }
     Ok(())
+}
+
+/// The part's file, locked, if it is not open for writing: a writer holds a lock of its own. Names
+/// alone do not tell, because a clock that was set back makes the newest one look old, and two
+/// machines may share a key. Who opens the part while it is locked begins another one.
+fn claim(part: &Part) -> Result<Option<File>> {
+    let show = part.path.display();
+    let cannot = || format!("cannot lock {show}");
+    let file = File::open(&part.path).with_context(cannot)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
+    }
 }
 
 /// Whether nothing more is added: there is a later part of the same kind of log.
@@ -78,15 +97,11 @@ fn age(part: &Part) -> Option<Duration> {
 }
 
 /// Replaces a part by a packed one. It is there in one form or the other at any moment.
-fn pack(part: &Part) -> Result<()> {
+fn pack(part: &Part, mut from: File) -> Result<()> {
     let show = part.path.display();
-    let mut name = part.path.clone().into_os_string();
-    name.push(".zst");
-    let packed = PathBuf::from(&name);
-    name.push(".new");
-    let aside = PathBuf::from(name);
-    let work = || -> io::Result<()> {
-        let mut from = File::open(&part.path)?;
+    let packed = store::packed(&part.path);
+    let aside = packed.with_extension("zst.new");
+    let mut work = || -> io::Result<()> {
         let written = from.metadata()?.modified()?;
         let mut to = zstd::Encoder::new(File::create(&aside)?, PACK_LEVEL)?;
         io::copy(&mut from, &mut to)?;
@@ -119,7 +134,7 @@ mod tests {
             host_mib,
             ..Settings::default()
         };
-        let console = Console::new(dump.path(), settings(1));
+        let console = Console::new(dump.path(), settings(2));
         let dir = console.dir.join("web1");
         fs::create_dir_all(&dir).unwrap();
         let text = "2026-11-24T18:02:00.000001Z 6,7,50,-;a line\n".repeat(20_000);
@@ -130,11 +145,17 @@ mod tests {
             fs::write(dir.join(format!("{name}.log")), &text).unwrap();
         }
         fs::write(dir.join("20261124T180200.000000Z.0001.log"), &text).unwrap();
+        let last = File::open(dir.join("20261124T180100.000000Z.0000.log")).unwrap();
+        last.lock_shared().unwrap();
+        tidy(&console, &dir).unwrap();
+        // One that is written to has the oldest name, as when the clock was set back.
+        assert!(!store::parts(&dir)[0].packed && store::parts(&dir)[1].packed);
+        drop(last);
         tidy(&console, &dir).unwrap();
         let packed = |parts: &[Part]| parts.iter().map(|part| part.packed).collect::<Vec<_>>();
         let parts = store::parts(&dir);
         assert_eq!(packed(&parts), [true, true, false]);
-        assert_eq!(parts[0].open().unwrap().lines().count(), 20_000);
+        assert_eq!(parts[0].open(0).unwrap().lines().count(), 20_000);
         tidy(&Console::new(dump.path(), settings(0)), &dir).unwrap();
         assert_eq!(packed(&store::parts(&dir)), [false]);
     }

@@ -6,9 +6,10 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read as _, Seek as _, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context as _, Result};
 use netconsole::{Line, Note, Position, Stored, from_utc, utc};
@@ -23,7 +24,7 @@ const TAIL_BYTES: u64 = 256 << 10;
 const BOOT_NAME_BYTES: usize = 23;
 
 /// A boot's name: when its first message was received, in microseconds since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Boot {
     /// The time.
     pub at_us: u64,
@@ -119,16 +120,37 @@ impl Part {
         })
     }
 
-    /// Opens it for reading lines.
-    pub fn open(&self) -> Result<Box<dyn BufRead>> {
+    /// When its last line was written, in microseconds since 1970; a packed part keeps that.
+    #[must_use]
+    pub fn written_us(&self) -> Option<u64> {
+        let written = fs::metadata(&self.path).ok()?.modified().ok()?;
+        let since = written.duration_since(UNIX_EPOCH).ok()?;
+        u64::try_from(since.as_micros()).ok()
+    }
+
+    /// Opens it for reading lines, behind the first `skip` bytes of them.
+    ///
+    /// # Errors
+    /// It cannot be read. One that has been packed since it was listed is not found.
+    pub fn open(&self, skip: u64) -> Result<Box<dyn BufRead>> {
         let cannot = || format!("cannot read {}", self.path.display());
-        let file = File::open(&self.path).with_context(cannot)?;
+        let mut file = File::open(&self.path).with_context(cannot)?;
         if !self.packed {
+            file.seek(SeekFrom::Start(skip)).with_context(cannot)?;
             return Ok(Box::new(BufReader::new(file)));
         }
-        let unpacked = zstd::Decoder::new(file).with_context(cannot)?;
+        let mut unpacked = zstd::Decoder::new(file).with_context(cannot)?;
+        io::copy(&mut (&mut unpacked).take(skip), &mut io::sink()).with_context(cannot)?;
         Ok(Box::new(BufReader::new(unpacked)))
     }
+}
+
+/// The name of a part when it is packed.
+#[must_use]
+pub fn packed(part: &Path) -> PathBuf {
+    let mut name = part.as_os_str().to_owned();
+    name.push(".zst");
+    name.into()
 }
 
 /// The files of a host's log, in the order they were written; none if there is no such directory.
@@ -165,6 +187,10 @@ pub fn tail(dir: &Path, id: Option<u32>) -> Option<Tail> {
     file.seek(SeekFrom::Start(begin)).ok()?;
     let mut bytes = Vec::new();
     file.take(TAIL_BYTES).read_to_end(&mut bytes).ok()?;
+    let torn = bytes.last().is_some_and(|&byte| byte != b'\n');
+    // A record that is cut did not come: one that can be had again is asked for.
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
+    bytes.truncate(whole);
     let mut position = Position::default();
     for line in bytes.split(|&byte| byte == b'\n').filter_map(Line::parse) {
         position.at_us = position.at_us.max(line.at_us);
@@ -179,7 +205,6 @@ pub fn tail(dir: &Path, id: Option<u32>) -> Option<Tail> {
             Stored::Note(..) => {}
         }
     }
-    let torn = bytes.last().is_some_and(|&byte| byte != b'\n');
     Some(Tail {
         part,
         position,
@@ -232,7 +257,9 @@ mod tests {
         write("20261124T180200.000001Z.0000.log.zst", "");
         write(
             "20261124T180200.000001Z.0001.log",
-            &format!("{time} 6,7,50,-;a\n{time} !gap,8,9;x\n{time} 6,10,60,-;b\n{time} 6,1"),
+            &format!(
+                "{time} 6,7,50,-;a\n{time} !gap,8,9;x\n{time} 6,10,60,-;b\n{time} 6,11,70,-;c"
+            ),
         );
         write("20261124T190200.000001Z-0000002a.0000.log", "");
         write("other", "");

@@ -275,12 +275,12 @@ impl Writer<'_> {
         let dir = self.console.dir.join(&*host.name);
         let mut note = Vec::new();
         tell_lost(host, lost, &mut note);
-        let mut slices = Vec::with_capacity(SLICES_MAX);
+        let mut slices = Vec::new();
         if !note.is_empty() {
             self.hub
                 .forward
                 .lines(&host.name, host.log.boot(), &note, 0);
-            slices.push(IoSlice::new(&note));
+            slices.push(note.as_slice());
         }
         let (mut records, mut urgent) = (0, false);
         let was_open = host.log.is_open();
@@ -303,7 +303,7 @@ impl Writer<'_> {
             self.hub
                 .forward
                 .lines(&host.name, host.log.boot(), lines, piece.records);
-            slices.push(IoSlice::new(lines));
+            slices.push(lines);
             records += piece.records;
             urgent |= piece.urgent;
             next = piece.next;
@@ -360,8 +360,9 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Appends `slices`, which hold so many records, and empties them.
-    fn append(&mut self, host: &mut Host, slices: &mut Vec<IoSlice<'_>>, records: u64) {
+    /// Appends `lines`, which hold so many records, and empties them.
+    fn append(&mut self, host: &mut Host, lines: &mut Vec<&[u8]>, records: u64) {
+        let mut slices: Vec<IoSlice<'_>> = lines.iter().map(|lines| IoSlice::new(lines)).collect();
         let mut rest = slices.as_mut_slice();
         let begin = Instant::now();
         while let Err(error) = host.log.append(self.dir, &mut rest) {
@@ -370,30 +371,62 @@ impl Job<'_> {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
             );
             // What is received until there is room again waits in the inbox.
-            let patience = if full && !self.console.ends() {
-                Duration::MAX
-            } else {
-                PATIENCE
+            let patience = match (full && !self.console.ends(), host.log.fails) {
+                (true, _) => Duration::MAX,
+                (false, false) => PATIENCE,
+                // One host's directory must not hold up all others again and again.
+                (false, true) => Duration::ZERO,
             };
             let show = self.dir.display();
             if begin.elapsed() >= patience {
-                self.tally.unwritten += records;
+                let left = rest.iter().map(|slice| slice.len()).sum();
+                let (kept, torn) = written_of(lines, left);
+                if torn {
+                    host.log.tear();
+                }
+                host.log.fails = true;
+                let lost = records.saturating_sub(kept);
+                self.tally.written += kept;
+                self.tally.unwritten += lost;
                 self.events.warn_rarely(format!(
-                    "{records} records are lost: cannot write to {show}: {error}"
+                    "{lost} records are lost: cannot write to {show}: {error}"
                 ));
-                slices.clear();
+                lines.clear();
                 return;
             }
             self.events
                 .warn_rarely(format!("cannot write to {show}: {error}; trying again"));
             thread::sleep(RETRY_WAIT);
         }
-        slices.clear();
+        lines.clear();
+        host.log.fails = false;
         self.tally.written += records;
         if host.log.turn(self.console.settings.part_mib << 20) {
             self.console.turned(self.dir.to_owned());
         }
     }
+}
+
+/// How many records of `pieces`, whose last `left` bytes were not written, are whole, and whether one
+/// is cut.
+fn written_of(pieces: &[&[u8]], left: usize) -> (u64, bool) {
+    let all: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let mut written = all.saturating_sub(left);
+    let mut records = 0;
+    let lines = pieces
+        .iter()
+        .flat_map(|piece| piece.split_inclusive(|&byte| byte == b'\n'));
+    for line in lines {
+        if line.len() > written {
+            break;
+        }
+        written -= line.len();
+        let what = line.splitn(2, |&byte| byte == b' ').nth(1);
+        // Malformed datagrams are notes, but count as records.
+        let counts = what.is_some_and(|what| !what.starts_with(b"!") || what.starts_with(b"!raw,"));
+        records += u64::from(counts);
+    }
+    (records, written > 0)
 }
 
 /// A note about what the server lost since this host's log told of it, once a second at most.
@@ -461,3 +494,26 @@ const RETRY_WAIT: Duration = Duration::from_millis(100);
 /// How long a write is tried that fails for anything but a full disk.
 const PATIENCE: Duration = Duration::from_secs(1);
 const TELL_MICROS: u64 = 1_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_lines_that_were_written_in_part_the_whole_records_count() {
+        let pieces: [&[u8]; 2] = [
+            b"time !boot,1;a boot begins\ntime 6,1,2,-;! a record\n",
+            b"time !raw,3;xyz\ntime 6,2,3,-;another\n",
+        ];
+        let all: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let check = |written, expected| {
+            assert_eq!(written_of(&pieces, all - written), expected, "{written}");
+        };
+        check(0, (0, false));
+        check(27, (0, false));
+        check(28, (0, true));
+        check(pieces[0].len(), (1, false));
+        check(all - 1, (2, true));
+        check(all, (3, false));
+    }
+}

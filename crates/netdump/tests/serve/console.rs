@@ -16,11 +16,11 @@ use crate::server::{Place, Server};
 const WAIT: Duration = Duration::from_secs(20);
 
 /// A host that sends from an address of its own.
-fn host(number: u8) -> UdpSocket {
+pub(crate) fn host(number: u8) -> UdpSocket {
     UdpSocket::bind(SocketAddr::new([127, 0, 9, number].into(), 0)).unwrap()
 }
 
-fn logs(place: &Place, host: &str) -> Vec<PathBuf> {
+pub(crate) fn logs(place: &Place, host: &str) -> Vec<PathBuf> {
     let dir = place.dumps().join("console").join(host);
     let mut paths: Vec<PathBuf> = fs::read_dir(dir)
         .into_iter()

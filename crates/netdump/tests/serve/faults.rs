@@ -409,7 +409,7 @@ fn a_write_that_fails_ends_one_session_and_no_other() {
 
 /// A server whose dump directory is a file system of its own, of so many MiB; a shell in the same
 /// mount namespace is reached through the server's `/proc` entry.
-fn serve_on_small_disk(place: &Place, mib: u32) -> Server {
+pub(crate) fn serve_on_small_disk(place: &Place, mib: u32) -> Server {
     fs::create_dir_all(place.dumps()).unwrap();
     let inner = place.command("127.0.0.1:0", &[]);
     let mut command = Command::new("unshare");

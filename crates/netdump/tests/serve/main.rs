@@ -14,6 +14,8 @@ mod forward;
 #[cfg(test)]
 mod host;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod signatures;

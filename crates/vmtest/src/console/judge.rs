@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::message::{Assembly, Datagram, Entry, Message, console_lines, of_console_line, repeats};
 use super::syslog::{Line, escaped};
-use super::{BEGIN, SYSDATA, Sender, USERDATA};
+use super::{BEGIN, Cost, SYSDATA, Sender, USERDATA};
 use crate::link::Passed;
 use crate::readers::Complaints;
 use crate::server::{Figures, HOST_NAME};
@@ -37,6 +37,8 @@ pub(super) struct Evidence {
     pub(super) syslog: Option<(Passed, Vec<Line>)>,
     /// Something was to go wrong on the wire.
     pub(super) faults: bool,
+    /// What it costs to print.
+    pub(super) costs: Vec<Cost>,
 }
 
 /// How much was compared.

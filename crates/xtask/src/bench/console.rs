@@ -16,6 +16,8 @@ use serde_json::Value;
 
 use super::loss::free_port;
 use super::stage::{self, BOTH_CPUS, Place, Programs, RECEIVER_CPU, Row, SENDER_CPU, number};
+use crate::netconsole::{self, Cost, Messages};
+use crate::vm::Guest;
 use crate::{command, output};
 
 const HOSTS: &str = "256";
@@ -49,7 +51,7 @@ struct Sum {
 ///
 /// # Errors
 /// A sum is wrong, or a figure misses what is promised.
-pub(crate) fn run(json: bool) -> Result<()> {
+pub(crate) fn run(kernel: &str, json: bool) -> Result<()> {
     let programs = stage::programs()?;
     let limit = limit(&programs)?;
     let mut best = None;
@@ -77,7 +79,9 @@ pub(crate) fn run(json: bool) -> Result<()> {
             ("delay_ms", delay_ms),
         ],
     );
-    stage::print(&[row], json)?;
+    let mut rows = vec![row];
+    rows.extend(costs(kernel)?);
+    stage::print(&rows, json)?;
     ensure!(
         written_per_s >= FLOOR_PER_S,
         "{written_per_s:.0} lines/s are under {FLOOR_PER_S:.0}"
@@ -87,6 +91,57 @@ pub(crate) fn run(json: bool) -> Result<()> {
         "an idle host costs {bytes_per_host:.0} bytes, more than {BYTES_PER_HOST_MAX:.0}"
     );
     Ok(())
+}
+
+/// What a message costs who prints it, with each way of sending: medians of the rounds' medians.
+fn costs(kernel: &str) -> Result<Vec<Row>> {
+    let _step = output::step(format!("the cost of a message in a guest with {kernel}"));
+    let guest = Guest {
+        kernel: kernel.to_owned(),
+        nic: "virtio-net".to_owned(),
+        ..Guest::default()
+    };
+    let messages = Messages {
+        netconsole: Some("module".to_owned()),
+        no_crash: true,
+        costs: true,
+        ..Messages::default()
+    };
+    let (heard, folder) = netconsole::judge(&guest, &messages)?;
+    let (why, place) = (heard.why.join("; "), folder.display());
+    ensure!(
+        heard.verdict == "Ok",
+        "{}: {why}: see {place}",
+        heard.verdict
+    );
+    fs::remove_dir_all(&folder)?;
+    let mut ways: Vec<&str> = Vec::new();
+    for cost in &heard.costs {
+        if !ways.contains(&cost.config.as_str()) {
+            ways.push(&cost.config);
+        }
+    }
+    ways.iter().map(|way| cost_of(way, &heard.costs)).collect()
+}
+
+fn cost_of(way: &str, costs: &[Cost]) -> Result<Row> {
+    let rounds = costs.iter().filter(|cost| cost.config == way);
+    let mut medians: Vec<f64> = rounds.clone().map(|cost| cost.printk_us).collect();
+    let mut p90s: Vec<f64> = rounds.map(|cost| cost.printk_p90_us).collect();
+    medians.sort_by(f64::total_cmp);
+    p90s.sort_by(f64::total_cmp);
+    let middle = medians.len() / 2;
+    let ends = medians.first().zip(medians.last());
+    let (least, most) = ends.with_context(|| format!("{way} was not timed"))?;
+    Ok(stage::row(
+        way,
+        [
+            ("printk_us", medians[middle]),
+            ("printk_us_min", *least),
+            ("printk_us_max", *most),
+            ("printk_p90_us", p90s[middle]),
+        ],
+    ))
 }
 
 /// Lines a second that a sink takes, as fast as they can be sent.

@@ -23,8 +23,8 @@ use crate::serve::socket::Peer;
 #[derive(Default)]
 pub(super) struct Boots {
     boots: HashMap<BootId, Boot>,
-    /// How many boots each key has had.
-    by_key: HashMap<KeyId, usize>,
+    /// The places of each key's boots in the table of hosts.
+    by_key: HashMap<KeyId, Vec<u32>>,
     incarnation: Option<[u8; INCARNATION_BYTES]>,
     replies: u64,
 }
@@ -97,10 +97,13 @@ impl Writer<'_> {
     fn begin_boot(&mut self, (key, id): BootId, name: &HostName) -> Result<(u32, Server), Reason> {
         let of_key = self.boots.by_key.entry(key).or_default();
         let full = self.hosts.len() >= self.console.settings.hosts_max;
-        if *of_key >= BOOTS_PER_KEY_MAX || full {
+        if of_key.len() >= BOOTS_PER_KEY_MAX || full {
             return Err(Reason::OverLimit);
         }
-        *of_key += 1;
+        // Little more comes of them, and a file that is open is neither packed nor removed.
+        for &before in of_key.iter() {
+            self.hosts[before as usize].log.close();
+        }
         let short = u32::from_be_bytes([id[0], id[1], id[2], id[3]]);
         let (mut host, position) = Host::open(&self.console.dir, name.as_str(), Some(short));
         host.told = (self.console.lost(), now_us());
@@ -108,6 +111,7 @@ impl Writer<'_> {
             .and_then(|position| position.seq)
             .map(|seq| seq.saturating_add(1));
         let number = u32::try_from(self.hosts.len()).or(Err(Reason::OverLimit))?;
+        of_key.push(number);
         self.hosts.push(host);
         Ok((number, Server::new(next)))
     }

@@ -2,7 +2,10 @@
 //!
 //! It has the kernel's messages sent by in-tree netconsole or by our module, prints a known variety
 //! of them through `/dev/kmsg`, has the kernel print some of its own, tells the harness what the
-//! kernel's log then holds, and crashes if it is ordered to.
+//! kernel's log then holds, and crashes if it is ordered to. In a crash kernel it says only that it
+//! runs.
+
+mod cost;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -12,10 +15,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use vmtest::console::{BEGIN, Orders, SYSDATA, SYSLOG_PORT, Sender, Told, USERDATA};
+use vmtest::console::{
+    BEGIN, CAPTURE_LINE, CAPTURE_WORDS, CRASH_KERNEL, Orders, SYSDATA, SYSLOG_PORT, Sender, Task,
+    Told, USERDATA,
+};
 use vmtest::frame::HARNESS_MAC;
 use vmtest::guest::{
-    configure_network, find_port, load_module, mount_basics, mount_here, run, tell, wait_for,
+    configure_network, find_port, load_crash_kernel, load_module, mount_basics, mount_here, run,
+    tell, wait_for,
 };
 use vmtest::stage::{DEVICE, Network, ORDERS_PATH, SERVER_PORT};
 
@@ -36,6 +43,8 @@ const RECORD_BYTES_MAX: usize = 32 << 10;
 const SMBUS_CLASS: &str = "0x0c0500";
 /// How long a kernel that was told to crash may still run this program.
 const CRASH_TIMEOUT: Duration = Duration::from_secs(60);
+/// The target of netconsole that this program makes.
+const TARGET: &str = "/sys/kernel/config/netconsole/vmtest";
 
 fn main() {
     let result = find_orders().and_then(|orders| guest(&orders));
@@ -64,6 +73,10 @@ fn find_orders() -> Result<Orders> {
 }
 
 fn guest(orders: &Orders) -> Result<()> {
+    if orders.task == Task::Capture {
+        println!("{CAPTURE_WORDS}");
+        return Ok(());
+    }
     let mut port = wait_for("the virtio-serial port", find_port)?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?
         .trim()
@@ -77,6 +90,14 @@ fn guest(orders: &Orders) -> Result<()> {
         ("/proc/sys/kernel/sysrq", "1"),
     ] {
         fs::write(path, word).with_context(|| format!("cannot write {word:?} to {path}"))?;
+    }
+    if orders.task == Task::Measure {
+        let costs = cost::measure(orders)?;
+        return tell(&mut port, &Told::Measured { costs });
+    }
+    if orders.kdump {
+        let [kernel, initramfs] = CRASH_KERNEL;
+        load_crash_kernel(kernel, initramfs, CAPTURE_LINE)?;
     }
     let features = match orders.sender {
         Sender::Basic => load_netconsole(orders, &basic_targets(orders.syslog.is_some()))?,
@@ -132,23 +153,35 @@ fn basic_targets(syslog: bool) -> String {
     targets
 }
 
+/// Points a target at the server.
+fn point(target: &Path, extended: bool) -> Result<()> {
+    let network = Network::default();
+    let values = [
+        ("extended", u8::from(extended).to_string()),
+        ("dev_name", DEVICE.to_owned()),
+        ("local_port", (SERVER_PORT - 1).to_string()),
+        ("local_ip", network.guest().to_string()),
+        ("remote_port", SERVER_PORT.to_string()),
+        ("remote_ip", network.server().to_string()),
+        ("remote_mac", server_mac()),
+    ];
+    for (name, value) in values {
+        fs::write(target.join(name), &value)
+            .with_context(|| format!("cannot write {value} to netconsole's {name}"))?;
+    }
+    Ok(())
+}
+
 /// Makes an extended target with all that this kernel's netconsole can add; says what that is.
 fn make_target() -> Result<Vec<String>> {
     mount_here("configfs", "/sys/kernel/config")?;
-    let target = Path::new("/sys/kernel/config/netconsole/vmtest");
+    let target = Path::new(TARGET);
     fs::create_dir(target).context("cannot make a target of netconsole")?;
     let set = |name: &str, value: &str| {
         fs::write(target.join(name), value)
             .with_context(|| format!("cannot write {value} to netconsole's {name}"))
     };
-    let network = Network::default();
-    set("extended", "1")?;
-    set("dev_name", DEVICE)?;
-    set("local_port", &(SERVER_PORT - 1).to_string())?;
-    set("local_ip", &network.guest().to_string())?;
-    set("remote_port", &SERVER_PORT.to_string())?;
-    set("remote_ip", &network.server().to_string())?;
-    set("remote_mac", &server_mac())?;
+    point(target, true)?;
     let mut features = Vec::new();
     if target.join("release").exists() {
         set("release", "1")?;
