@@ -49,6 +49,10 @@
  */
 #define ND_TOUCHED_MAX		1024
 
+/* Network cards below the device that a host is armed on, and devices between it and them. */
+#define ND_CARDS_MAX		16
+#define ND_DEPTH_MAX		4
+
 /* A range of kernel addresses. */
 struct nd_bytes {
 	u64 first;
@@ -91,6 +95,9 @@ enum nd_place {
 struct nd_shim {
 	/* Fixed while armed; under rtnl_lock. */
 	struct net_device *device;
+	/* Those below it, or itself: found when it is armed, when they change, and anew after the crash. */
+	struct net_device *cards[ND_CARDS_MAX];
+	u32 cards_used;
 	u32 frame_bytes_max;
 	bool keep_user;
 	bool dumps;
@@ -139,6 +146,13 @@ struct nd_shim {
 	u32 faults;
 	u32 hangs;
 	bool received;
+	/* The card that frames leave by; NULL until the first one does. */
+	struct net_device *sender;
+	/* Who had their frames. */
+	struct {
+		rx_handler_func_t *rx_handler;
+		struct vlan_info *vlan_info;
+	} receivers[ND_CARDS_MAX];
 	u32 touched_used;
 	struct nd_ram touched[ND_TOUCHED_MAX];
 	struct {

@@ -297,6 +297,7 @@ fn start(plan: &Plan, folder: &Path) -> Result<Machine> {
         errors: &folder.join("qemu.log"),
         cpus: CPUS,
         nic: plan.nic,
+        cards: 1,
         accelerator,
         words: &format!("{SERIAL_CONSOLE} {LOG_BUFFER}"),
     };

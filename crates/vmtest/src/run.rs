@@ -30,9 +30,12 @@ use crate::ring::rings;
 use crate::road::{Faults, Mishaps};
 use crate::rules::{Rules, bounce_buffers, buffer_blocks};
 use crate::server::{self, Listen, Server, Session};
-use crate::stage::{CRASH_DELAY, Fill, Kernel, Network, ORDERS_PATH, Orders, PatternRun, Stage};
+use crate::stage::{
+    CRASH_DELAY, Fill, Kernel, Network, ORDERS_PATH, Orders, Over, PatternRun, Stage,
+};
+use crate::symbols;
 use crate::verdict::{Observations, Verdict};
-use crate::vm::{Accelerator, Guest, Nic, SERIAL_CONSOLE, Vm};
+use crate::vm::{self, Accelerator, Guest, Nic, SERIAL_CONSOLE, Vm};
 
 /// What to run. All paths exist already; nothing is fetched.
 #[derive(Clone, Debug)]
@@ -169,6 +172,8 @@ pub struct Report {
     pub asked: u64,
     /// The answers.
     pub answered: u64,
+    /// Frames of the flood that the guest was given.
+    pub flooded: u64,
     /// Frames lost because a socket of the harness was full.
     pub overruns: u64,
     /// Bytes of the vmcore.
@@ -264,8 +269,12 @@ struct Story {
 const LINK_DOWN: Duration = Duration::from_secs(3);
 
 /// What is typed into QEMU's monitor for a crash, and when, the last first.
-fn outside(crash: Crash) -> Vec<(Duration, String)> {
+fn outside(crash: Crash, network: Network) -> Vec<(Duration, String)> {
     match (crash, crash.facts().by) {
+        // The bond has another card.
+        (Crash::LinkDown, _) if network.cards().len() > 1 => {
+            vec![(Duration::ZERO, format!("set_link {} off", vm::card_name(0)))]
+        }
         (Crash::LinkDown, _) => vec![
             (LINK_DOWN, "set_link wire on".to_owned()),
             (Duration::ZERO, "set_link wire off".to_owned()),
@@ -290,7 +299,7 @@ pub fn run(
     fs::write(folder.join("qemu.txt"), &machine.vm.command_line)?;
     let mut story = Story::default();
     story.seen.end = plan.crash.facts().end;
-    story.outside = outside(plan.crash);
+    story.outside = outside(plan.crash, plan.network);
     follow(&mut machine, &mut story, folder, progress)?;
     let mut report = Report {
         seed,
@@ -344,6 +353,7 @@ fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
         errors: &folder.join("qemu.log"),
         cpus: plan.cpus,
         nic: plan.nic,
+        cards: plan.network.cards().len(),
         accelerator,
         words: SERIAL_CONSOLE,
     };
@@ -392,6 +402,7 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
     let mut needed = vec!["virtio_pci", "virtio_console", plan.nic.module()];
     needed.extend((plan.fill == Fill::Mixed).then_some(RAM_DISK));
     needed.extend(plan.network.vlan.map(|_| "8021q"));
+    needed.extend(plan.network.over.map(Over::module));
     let modules = modules.closure(&needed)?;
     let mut archive = Initramfs::system(&[
         ("init", &plan.guest_init),
@@ -644,6 +655,7 @@ fn describe(plan: &Plan, story: &Story, machine: &Machine) -> Report {
         asked_by_guest: count(&counters.asked_by_guest),
         asked: count(&counters.asked),
         answered: count(&counters.answered),
+        flooded: count(&counters.flooded),
         overruns: count(&counters.overruns),
         ..Report::default()
     }
@@ -701,6 +713,9 @@ fn judge(
         }
     };
     let mut page = |pfn: u64, page: &mut oracle::Page| Ok(reader.read_page(Pfn(pfn), page)?);
+    if let Some(vmlinux) = &plan.vmlinux {
+        symbols::add(&mut story.facts, vmlinux)?;
+    }
     let kernel = KernelView::new(&machine.memory, &story.facts, plan.cpus);
     let written = Written::new(&session.written);
     let rings = rings(&mut machine.vm.qmp, plan.nic, &machine.memory)?;

@@ -30,6 +30,8 @@ pub enum Nic {
     Vmxnet3,
     /// Realtek 8139, PCI.
     Rtl8139,
+    /// Intel 82576, PCI Express with a queue for each CPU; QEMU 8.0 and newer.
+    Igb,
 }
 
 impl Nic {
@@ -42,6 +44,7 @@ impl Nic {
             Self::E1000e => "e1000e",
             Self::Vmxnet3 => "vmxnet3",
             Self::Rtl8139 => "rtl8139",
+            Self::Igb => "igb",
         }
     }
 
@@ -55,6 +58,7 @@ impl Nic {
             Self::Vmxnet3 => "vmxnet3",
             // QEMU's has the revision that 8139too leaves to 8139cp.
             Self::Rtl8139 => "8139cp",
+            Self::Igb => "igb",
         }
     }
 
@@ -65,6 +69,7 @@ impl Nic {
             Self::E1000e => "e1000e",
             Self::Vmxnet3 => "vmxnet3",
             Self::Rtl8139 => "rtl8139",
+            Self::Igb => "igb",
         }
     }
 }
@@ -96,6 +101,8 @@ pub struct Guest<'a> {
     pub cpus: u32,
     /// Network device.
     pub nic: Nic,
+    /// How many of them; several are on one wire.
+    pub cards: usize,
     /// How to run it.
     pub accelerator: Accelerator,
     /// Words of the kernel's command line beyond those that every guest has.
@@ -248,10 +255,7 @@ impl Vm {
             "-netdev",
             &format!("dgram,id=wire,local.type=fd,local.str={wire_number}"),
         ]);
-        command.args([
-            "-device",
-            &format!("{},netdev=wire,romfile=", guest.nic.device()),
-        ]);
+        command.args(cards(guest));
         let errors = fs::File::create(guest.errors)
             .with_context(|| format!("cannot write {}", guest.errors.display()))?;
         command
@@ -309,6 +313,36 @@ impl Drop for Vm {
             );
         }
     }
+}
+
+/// The name of the card of this number, where there are several.
+#[must_use]
+pub fn card_name(number: usize) -> String {
+    format!("card{number}")
+}
+
+/// The cards on the wire: one on it itself, several by way of a hub.
+fn cards(guest: &Guest<'_>) -> Vec<String> {
+    let card = |wire: &str| {
+        let device = format!("{},netdev={wire},romfile=", guest.nic.device());
+        ["-device".to_owned(), device]
+    };
+    if guest.cards == 1 {
+        return card("wire").into();
+    }
+    let port = |name: &str, wire: &str| {
+        [
+            "-netdev".to_owned(),
+            format!("hubport,id={name},hubid=0{wire}"),
+        ]
+    };
+    let mut arguments = port("uplink", ",netdev=wire").to_vec();
+    for number in 0..guest.cards {
+        let name = card_name(number);
+        arguments.extend(port(&name, ""));
+        arguments.extend(card(&name));
+    }
+    arguments
 }
 
 fn machine_arguments(guest: &Guest<'_>, memory_size: u64) -> Vec<String> {

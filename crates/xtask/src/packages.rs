@@ -126,6 +126,29 @@ pub(crate) fn makedumpfile() -> Result<Vec<String>> {
     with_libraries(Role::Makedumpfile, "usr/bin/makedumpfile")
 }
 
+/// A QEMU newer than Debian 12's, which has igb. It is used beside the machine's own, so it is
+/// told where its firmware lies.
+///
+/// # Errors
+/// The packages are not cached and cannot be fetched.
+pub(crate) fn newer_qemu() -> Result<PathBuf> {
+    let root = ensure_set(Role::Qemu, None, |_| Ok(()))?;
+    let script = root.join("qemu");
+    let inside = |path: &str| root.join(path).display().to_string();
+    let text = format!(
+        "#!/bin/sh\nexec {} -L {} -L {} \"$@\"\n",
+        inside("usr/bin/qemu-system-x86_64"),
+        inside("usr/share/qemu"),
+        inside("usr/share/seabios")
+    );
+    if fs::read_to_string(&script).is_ok_and(|found| found == text) {
+        return Ok(script);
+    }
+    fs::write(&script, text).with_context(|| format!("cannot write {}", script.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    Ok(script)
+}
+
 /// The command that runs a program of a set with the set's own loader and libraries.
 fn with_libraries(role: Role, program: &str) -> Result<Vec<String>> {
     let (root, mut words) = loader(role)?;
