@@ -3,10 +3,11 @@
 //!
 //! The mirror is the one the machine's own apt configuration names; nothing in the tree does.
 
-use std::fs;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
@@ -38,9 +39,12 @@ pub(crate) struct Candidate {
 pub(crate) fn fetch(packages: &[&Package]) -> Result<Vec<PathBuf>> {
     let debs = cache::dir()?.join("debs");
     fs::create_dir_all(&debs)?;
-    let missing =
-        |package: &&&Package| !is_intact(&debs.join(package.file_name()), &package.sha256);
-    let missing: Vec<&Package> = packages.iter().filter(missing).copied().collect();
+    let mut missing = Vec::new();
+    for package in packages {
+        if !is_fetched(package)? {
+            missing.push(*package);
+        }
+    }
     if !missing.is_empty() {
         download(&missing, &debs)?;
     }
@@ -48,6 +52,15 @@ pub(crate) fn fetch(packages: &[&Package]) -> Result<Vec<PathBuf>> {
         .iter()
         .map(|package| debs.join(package.file_name()))
         .collect())
+}
+
+/// Whether the package lies in the cache as it was fetched.
+///
+/// # Errors
+/// The cache cannot be reached.
+pub(crate) fn is_fetched(package: &Package) -> Result<bool> {
+    let file = cache::dir()?.join("debs").join(package.file_name());
+    Ok(is_intact(&file, &package.sha256))
 }
 
 /// The versions of a package that the suites have, as the lists were last read by this process.
@@ -59,6 +72,17 @@ pub(crate) fn candidates(package: &str) -> Result<Vec<Candidate>> {
     Ok(parse_madison(&command::capture(
         apt("apt-cache")?.args(["madison", package]),
     )?))
+}
+
+/// Whether the suites have the pinned version.
+///
+/// # Errors
+/// As [`candidates`].
+pub(crate) fn has(package: &Package) -> Result<bool> {
+    let there = candidates(&package.name)?;
+    Ok(there
+        .iter()
+        .any(|candidate| candidate.version == package.version))
 }
 
 /// The fields of one version of a package, as the suite's index has them.
@@ -122,28 +146,38 @@ fn download(packages: &[&Package], debs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An error when the suites no longer have the pinned version, which is the usual reason for a
-/// download to fail a few weeks after pinning.
+/// A pinned version that its suite no longer has, which is the usual reason for a download to fail
+/// a few weeks after pinning: suites keep no old versions.
+#[derive(Debug)]
+pub(crate) struct Gone(String);
+
+impl fmt::Display for Gone {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(&self.0)
+    }
+}
+
+impl Error for Gone {}
+
+/// An error if the suites no longer have the pinned version.
 fn explain_absence(package: &Package) -> Result<()> {
+    if has(package)? {
+        return Ok(());
+    }
     let there: Vec<String> = candidates(&package.name)?
         .into_iter()
         .map(|candidate| candidate.version)
         .collect();
-    if there.contains(&package.version) {
-        return Ok(());
-    }
     let now = if there.is_empty() {
         "no version".to_owned()
     } else {
         there.join(", ")
     };
-    bail!(
+    bail!(Gone(format!(
         "kernels.lock pins {} {} of {}, which the mirror no longer has (it has {now}): \
          run `cargo xtask kernels update`",
-        package.name,
-        package.version,
-        package.suite
-    )
+        package.name, package.version, package.suite
+    )))
 }
 
 /// Reads the suites' indexes, once in a process.

@@ -64,24 +64,83 @@ pub(crate) fn fetch() -> Result<()> {
 /// # Errors
 /// The package lists cannot be read, or a suite no longer has a kernel of a line we support.
 pub(crate) fn update() -> Result<()> {
-    let old = Lock::read()?;
+    let old = Lock::tree()?;
     let mut new = old.clone();
-    for (before, kernel) in old.kernels.iter().zip(&mut new.kernels) {
-        kernel.release = newest_release(before)?;
-        let flavour = format!("-{}", before.flavour());
-        let abi = |release: &str| release.trim_end_matches(&flavour).to_owned();
-        let (from, to) = (abi(&before.release), abi(&kernel.release));
-        for package in &mut new.packages {
-            if package.kernel.as_ref() == Some(&before.name) {
-                package.name = package.name.replace(&from, &to);
-            }
-        }
+    for name in old.kernels.iter().map(|kernel| &kernel.name) {
+        renew(&mut new, name)?;
     }
     new.packages.iter_mut().try_for_each(pin_newest)?;
     fs::write(Lock::path(), new.text()?)?;
     match old.difference(&new).as_str() {
         "" => println!("kernels.lock already pins what the suites have"),
         difference => print!("{difference}"),
+    }
+    Ok(())
+}
+
+/// Sees to it that what is pinned can be had. Suites keep no old versions: what is neither in the
+/// cache nor on the mirror any more is replaced, for this machine, by what its suite has now, and
+/// that is said. A kernel whose line is gone keeps its pins, and who needs it is told.
+///
+/// # Errors
+/// The lock file or the package lists cannot be read, or the cache cannot be written.
+pub(crate) fn settle() -> Result<()> {
+    let old = Lock::read()?;
+    let missing = packages::missing(&old)?;
+    let mut gone = Vec::new();
+    for package in missing {
+        if !apt::has(package)? {
+            gone.push(package);
+        }
+    }
+    let Some(first) = gone.first() else {
+        return Ok(());
+    };
+    let mut new = old.clone();
+    for name in gone.iter().filter_map(|package| package.kernel.as_ref()) {
+        if let Err(error) = renew(&mut new, name) {
+            eprintln!("xtask: kernel {name} cannot be had: {error:#}");
+        }
+    }
+    // A renewed kernel needs all of its packages anew.
+    let affected = |package: &Package| {
+        gone.iter().any(|lost| {
+            let kernel = lost.kernel.is_some() && lost.kernel == package.kernel;
+            kernel || lost.fact() == package.fact()
+        })
+    };
+    for package in new.packages.iter_mut().filter(|package| affected(package)) {
+        if let Err(error) = pin_newest(package) {
+            eprintln!("xtask: {error:#}");
+        }
+    }
+    new.stand_for_tree()?;
+    eprintln!(
+        "xtask: kernels.lock pins {} packages that the mirror no longer has, first {} {}; what it has \
+         now stands in for them on this machine (`cargo xtask kernels update` pins it):\n{}",
+        gone.len(),
+        first.name,
+        first.version,
+        old.difference(&new)
+    );
+    Ok(())
+}
+
+/// Makes a kernel of `lock` the newest of its line, and names its packages accordingly; their
+/// versions are still the old ones.
+fn renew(lock: &mut Lock, name: &str) -> Result<()> {
+    let before = lock.kernel(name)?.clone();
+    let release = newest_release(&before)?;
+    let flavour = format!("-{}", before.flavour());
+    let abi = |release: &str| release.trim_end_matches(&flavour).to_owned();
+    let (from, to) = (abi(&before.release), abi(&release));
+    for package in &mut lock.packages {
+        if package.kernel.as_deref() == Some(name) {
+            package.name = package.name.replace(&from, &to);
+        }
+    }
+    for kernel in lock.kernels.iter_mut().filter(|kernel| kernel.name == name) {
+        kernel.release.clone_from(&release);
     }
     Ok(())
 }

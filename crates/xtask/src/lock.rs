@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::cache;
 
 const HEADING: &str = "\
 # The exact packages that builds and tests use. `cargo xtask kernels update` rewrites this file
-# with what the suites have now and shows the difference; nothing else changes it.
+# with what the suites have now and shows the difference; nothing else changes it. A machine whose mirror no longer has
+# something takes what it has now, and says so.
 ";
 
 /// The whole lock file.
@@ -119,15 +121,55 @@ impl Lock {
         cache::tree().join("kernels.lock")
     }
 
-    /// Reads the tree's lock file.
+    /// Reads the lock file that counts on this machine: the tree's, or what stands in for it since
+    /// the mirror lost something that is pinned there.
     ///
     /// # Errors
     /// It cannot be read or does not make sense.
     pub(crate) fn read() -> Result<Self> {
+        let stand_in = Self::stand_in()?;
+        if stand_in.exists() {
+            return Self::read_from(&stand_in);
+        }
+        Self::tree()
+    }
+
+    /// Reads the tree's lock file.
+    ///
+    /// # Errors
+    /// It cannot be read or does not make sense.
+    pub(crate) fn tree() -> Result<Self> {
+        Self::read_from(&Self::path())
+    }
+
+    /// Makes this lock stand in for the tree's on this machine, until the tree's changes.
+    ///
+    /// # Errors
+    /// The cache cannot be written.
+    pub(crate) fn stand_for_tree(&self) -> Result<()> {
+        let path = Self::stand_in()?;
+        std::fs::write(&path, self.text()?)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Where the stand-in of the tree's present lock file is, if there is one.
+    fn stand_in() -> Result<PathBuf> {
         let path = Self::path();
-        let text = std::fs::read_to_string(&path)
+        let text =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let digest = Sha256::digest(&text);
+        let name: String = digest
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Ok(cache::dir()?.join(format!("kernels.lock-{name}")))
+    }
+
+    fn read_from(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text, &path)
+        Self::parse(&text, path)
     }
 
     /// Parses a lock file; `path` is for messages.
@@ -299,7 +341,7 @@ mod tests {
 
     #[test]
     fn the_tree_has_a_sound_lock_file_in_its_own_format() {
-        let lock = Lock::read().unwrap();
+        let lock = Lock::tree().unwrap();
         assert_eq!(
             lock.text().unwrap(),
             std::fs::read_to_string(Lock::path()).unwrap()

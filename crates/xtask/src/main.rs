@@ -188,12 +188,24 @@ enum Kernels {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().task) {
+    match run_settled() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Runs the task, and once more if it needed something that is pinned and gone from the mirror.
+fn run_settled() -> Result<()> {
+    let outcome = run(Arguments::parse().task);
+    match outcome {
+        Err(error) if error.is::<apt::Gone>() => {
+            kernels::settle()?;
+            run(Arguments::parse().task)
+        }
+        outcome => outcome,
     }
 }
 

@@ -60,11 +60,7 @@ pub(crate) fn headers(release: &str) -> Result<PathBuf> {
 pub(crate) fn vmlinux(release: &str) -> Result<PathBuf> {
     let lock = Lock::read()?;
     let set = set(&lock, Role::Debug, Some(release))?;
-    let folder = cache::dir()?.join("vmlinux");
-    let (file, seal) = (
-        folder.join(release),
-        folder.join(format!("{release}{SEAL}")),
-    );
+    let (folder, file, seal) = vmlinux_place(release)?;
     if is_sealed(&seal, &set) && file.exists() {
         return Ok(file);
     }
@@ -85,6 +81,47 @@ pub(crate) fn vmlinux(release: &str) -> Result<PathBuf> {
     fs::write(&seal, seal_text(&set))?;
     fs::remove_file(deb).with_context(|| format!("cannot remove {}", deb.display()))?;
     Ok(file)
+}
+
+/// Where the kernel with symbols lies: its folder, the file and its seal.
+fn vmlinux_place(release: &str) -> Result<(PathBuf, PathBuf, PathBuf)> {
+    let folder = cache::dir()?.join("vmlinux");
+    let (file, seal) = (
+        folder.join(release),
+        folder.join(format!("{release}{SEAL}")),
+    );
+    Ok((folder, file, seal))
+}
+
+/// The packages of `lock` that would have to be fetched if they were needed now.
+///
+/// # Errors
+/// The cache cannot be reached.
+pub(crate) fn missing(lock: &Lock) -> Result<Vec<&Package>> {
+    let mut missing = Vec::new();
+    for package in &lock.packages {
+        let set = lock.set(package.role, package.kernel.as_deref())?;
+        let here = match (&package.kernel, package.role) {
+            (Some(kernel), Role::Debug) => {
+                let (_, file, seal) = vmlinux_place(&lock.kernel(kernel)?.release)?;
+                is_sealed(&seal, &set) && file.exists()
+            }
+            _ => is_sealed(&unpacked_place(&set)?.join(SEAL), &set),
+        };
+        if !here && !apt::is_fetched(package)? {
+            missing.push(package);
+        }
+    }
+    Ok(missing)
+}
+
+/// Where a set is unpacked.
+fn unpacked_place(set: &[&Package]) -> Result<PathBuf> {
+    let first = set.first().context("the set has no packages")?;
+    // No colon (epochs have one): it separates the directories of a library path.
+    let version = first.version.replace(':', "%3a");
+    let unpacked = cache::dir()?.join("unpacked");
+    Ok(unpacked.join(format!("{}_{version}", first.name)))
 }
 
 /// The folder `library` of the Rust source whose `core` the kernel side is built from.
@@ -247,10 +284,7 @@ fn ensure_set(
     let Some(first) = set.first() else {
         bail!("role {role:?} has no packages")
     };
-    let unpacked = cache::dir()?.join("unpacked");
-    // No colon (epochs have one): it separates the directories of a library path.
-    let version = first.version.replace(':', "%3a");
-    let dir = unpacked.join(format!("{}_{version}", first.name));
+    let dir = unpacked_place(&set)?;
     if is_sealed(&dir.join(SEAL), &set) {
         return Ok(dir);
     }
@@ -260,7 +294,7 @@ fn ensure_set(
     }
     let debs = apt::fetch(&set)?;
     let _step = output::step(format!("unpacking {} {}", first.name, first.version));
-    let partial = unpacked.join("partial");
+    let partial = cache::dir()?.join("unpacked/partial");
     remove_dir(&partial)?;
     fs::create_dir_all(&partial)?;
     for deb in &debs {

@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use crate::kmod::{self, Variant};
 use crate::netconsole::{self, Messages};
 use crate::vm::{self, Guest};
-use crate::{cache, command, fuzz, output, packages, toolchain, tools};
+use crate::{cache, command, fuzz, kernels, output, packages, toolchain, tools};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,7 +71,7 @@ pub(crate) fn run(lane: Lane, symbols: bool) -> Result<()> {
 
 fn steps(symbols: bool) -> Vec<Step> {
     let mut steps = vec![
-        step("tools", || tools::ensure().map(|()| Tally::passed(""))),
+        step("tools", prepare),
         step("fmt", || cargo(&["fmt", "--all", "--check"])),
         step("xtask and tidy", || tests(&["test", "-p", "xtask"])),
         step("clippy", || {
@@ -99,6 +99,16 @@ fn steps(symbols: bool) -> Vec<Step> {
     steps.extend(guests().into_iter().map(|guest| guest_step(guest, symbols)));
     steps.extend(senders().map(|(guest, messages)| messages_step(guest, messages)));
     steps
+}
+
+/// What the other steps run, and packages that can be had. Without a network what is cached must do.
+fn prepare() -> Result<Tally> {
+    tools::ensure()?;
+    let mut tally = Tally::passed("");
+    if let Err(error) = kernels::settle() {
+        tally.note = format!("what is pinned was not looked for: {error:#}");
+    }
+    Ok(tally)
 }
 
 /// The fast lane: both kernels, four cards, a wire that loses with live messages, a filtered dump, and the crashes that
