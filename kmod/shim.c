@@ -33,6 +33,7 @@
 #include <asm/smp.h>
 #include <asm/tsc.h>
 
+#include "bond.h"
 #include "doze.h"
 #include "console.h"
 #include "filter.h"
@@ -476,10 +477,16 @@ static bool nd_is_card(const struct net_device *device)
 static struct net_device *nd_choose_card(struct sk_buff *skb)
 {
 	struct net_device *chooser = nd.cards_used > 1 ? nd_chooser(nd.device) : NULL, *chosen = NULL;
+	u32 i;
 
 	if (chooser)
 		chosen = chooser->netdev_ops->ndo_get_xmit_slave(chooser, skb, false);
-	return chosen && nd_is_card(chosen) ? chosen : nd.cards[0];
+	if (chosen && nd_is_card(chosen))
+		return chosen;
+	for (i = 0; i < nd.cards_used; i++)
+		if (netif_carrier_ok(nd.cards[i]))
+			return nd.cards[i];
+	return nd.cards[0];
 }
 
 /* Locks that a stopped CPU may hold and drivers take inside their poll; the owners will never need them again. */
@@ -694,10 +701,11 @@ static netdev_tx_t nd_transmit_once(struct sk_buff *skb, struct netdev_queue *qu
 }
 
 /*
- * Hands a copy of a frame to the driver, polling while its ring is full. Limits are times and not counts: a busy hypervisor takes
- * milliseconds. A frame that does not go out in time is lost, which the core expects of any frame.
+ * Hands a copy of a frame to the driver of a card, or of the chosen one if it is NULL, polling while its ring is full. Limits are
+ * times and not counts: a busy hypervisor takes milliseconds. A frame that does not go out in time is lost, which the core expects
+ * of any frame.
  */
-static void nd_transmit(u32 slot, u32 bytes, bool more)
+static void nd_send(struct net_device *card, const u8 *frame, u32 bytes, bool more)
 {
 	u64 until = nd_now() + 50 * USEC_PER_MSEC;
 	struct netdev_queue *queue;
@@ -708,15 +716,15 @@ static void nd_transmit(u32 slot, u32 bytes, bool more)
 		if (nd_now() >= until)
 			return;
 	}
-	nd_pool_load(skb, slot, bytes);
+	nd_pool_load(skb, frame, bytes);
 	skb_reset_mac_header(skb);
 	skb->protocol = eth_hdr(skb)->h_proto;
 	skb_set_network_header(skb, skb->protocol == htons(ETH_P_8021Q) ? VLAN_ETH_HLEN : ETH_HLEN);
 	skb->ip_summed = CHECKSUM_NONE;
-	if (!nd.sender)
+	if (!card && !nd.sender)
 		nd.sender = nd_choose_card(skb);
-	skb->dev = nd.sender;
-	queue = netdev_get_tx_queue(nd.sender, 0);
+	skb->dev = card ? card : nd.sender;
+	queue = netdev_get_tx_queue(skb->dev, 0);
 	skb_set_queue_mapping(skb, 0);
 	do {
 		if (!netif_tx_queue_stopped(queue) && dev_xmit_complete(nd_transmit_once(skb, queue, more)))
@@ -725,12 +733,31 @@ static void nd_transmit(u32 slot, u32 bytes, bool more)
 	} while (nd_now() < until);
 }
 
+static void nd_transmit(u32 slot, u32 bytes, bool more)
+{
+	nd_send(NULL, nd_frame(slot), bytes, more);
+}
+
+/* Keeps the cards of an 802.3ad bond in it; a partner that waits shortest gives a card up after three seconds. */
+static void nd_keep_bond(void)
+{
+	u32 i;
+
+	if (nd_now() < nd.sign_at)
+		return;
+	nd.sign_at = nd_now() + 900 * USEC_PER_MSEC;
+	for (i = 0; i < nd.cards_used; i++)
+		if (netif_carrier_ok(nd.cards[i]) && nd_bond_sign_of_life(nd.cards[i], nd.sign))
+			nd_send(nd.cards[i], nd.sign, ND_SIGN_BYTES, false);
+}
+
 /* Polls until something arrives for the core, or until the time is over. */
 static void nd_wait(u64 until)
 {
 	nd.received = false;
 	do {
 		touch_nmi_watchdog();
+		nd_keep_bond();
 		nd_poll();
 		cpu_relax();
 	} while (!nd.received && nd_now() < until);
@@ -962,6 +989,17 @@ static u32 nd_add_guard(struct nd_written *list, u32 used)
 	return page ? nd_add_written(list, used, ND_WRITTEN_STACK, page_to_pfn(page), 1) : used;
 }
 
+/*
+ * Where the per-CPU variables of a CPU begin. As long as the symbols of such variables count from zero, what is added to
+ * them is that; since they are addresses in the image (6.15), the area begins where its size divides the address.
+ */
+static void *nd_percpu_area(int cpu)
+{
+	if ((__force unsigned long)&cpu_tss_rw < ND_PERCPU_BYTES)
+		return (void *)__per_cpu_offset[cpu];
+	return (void *)ALIGN_DOWN((unsigned long)&per_cpu(cpu_tss_rw, cpu), ND_PERCPU_BYTES);
+}
+
 static size_t nd_read_written(u8 *to)
 {
 	struct nd_written *list = (struct nd_written *)to;
@@ -977,7 +1015,7 @@ static size_t nd_read_written(u8 *to)
 	}
 	used = nd_add_virtual(list, used, ND_WRITTEN_STACK, nd.stack, ND_STACK_BYTES);
 	used = nd_add_guard(list, used);
-	used = nd_add_virtual(list, used, ND_WRITTEN_PERCPU, (void *)__per_cpu_offset[cpu], SZ_256K);
+	used = nd_add_virtual(list, used, ND_WRITTEN_PERCPU, nd_percpu_area(cpu), ND_PERCPU_BYTES);
 	for (i = 0; i < nd.cards_used; i++) {
 		const struct net_device *card = nd.cards[i];
 
@@ -1141,8 +1179,10 @@ static u64 nd_run(void)
 		switch (nd.step.kind) {
 		case ND_STEP_SEND:
 			nd_transmit(nd.step.slot, nd.step.a, nd.step.b);
-			if (++sent % 32 == 0)
+			if (++sent % 32 == 0) {
 				nd_poll();
+				nd_keep_bond();
+			}
 			break;
 		case ND_STEP_WAIT:
 			nd_wait(nd.step.a);

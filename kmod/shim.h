@@ -27,6 +27,7 @@
 #endif
 
 #include "abi.h"
+#include "bond.h"
 
 /* Longest frame taken from the network: the largest reply and its headers fit. */
 #define ND_RECEIVE_BYTES	2048
@@ -52,6 +53,9 @@
 /* Network cards below the device that a host is armed on, and devices between it and them. */
 #define ND_CARDS_MAX		16
 #define ND_DEPTH_MAX		4
+
+/* The variables of a CPU that the kernel itself and its modules have. */
+#define ND_PERCPU_BYTES		SZ_256K
 
 /* A range of kernel addresses. */
 struct nd_bytes {
@@ -148,6 +152,9 @@ struct nd_shim {
 	bool received;
 	/* The card that frames leave by; NULL until the first one does. */
 	struct net_device *sender;
+	/* What the partner of a bond hears next, and when. */
+	u8 sign[ND_SIGN_BYTES];
+	u64 sign_at;
 	/* Who had their frames. */
 	struct {
 		rx_handler_func_t *rx_handler;

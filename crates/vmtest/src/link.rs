@@ -25,7 +25,7 @@ use crate::batch::{self, Batch, CAPACITY};
 use crate::frame::{self, Endpoint, Frame, HARNESS_MAC, Mac};
 use crate::pcap::Pcap;
 use crate::road::{Faults, Mishaps, Road};
-use crate::stage::{FLOOD_BYTES, FLOOD_PORT, Network, SERVER_PORT};
+use crate::stage::{FLOOD_BYTES, FLOOD_PORT, Network, Over, SERVER_PORT};
 
 /// What has passed so far; the thread writes, everybody reads.
 #[derive(Debug, Default)]
@@ -54,6 +54,10 @@ pub struct Counters {
     pub other: AtomicU64,
     /// Frames of a flood that the guest took.
     pub flooded: AtomicU64,
+    /// Frames by which cards of a crashed guest's bond kept their place in it.
+    pub signs_of_life: AtomicU64,
+    /// Frames of either direction that a switch dropped because there was none in time.
+    pub given_up: AtomicU64,
     /// Nanoseconds from the start of the link to the mark, or 0 before.
     marked_ns: AtomicU64,
     /// Bytes of the guest's frames at the mark.
@@ -144,6 +148,8 @@ const POLL_TIMEOUT: Timespec = Timespec {
 };
 /// A crashed guest is asked for its hardware address this often.
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// A switch that waits shortest takes a port out of a bond after this silence (IEEE 802.1AX).
+const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// A guest that is flooded gets so many frames in each such time: 3200 a second.
 const FLOOD_EVERY: Duration = Duration::from_millis(10);
 const FLOOD_FRAMES: usize = 32;
@@ -208,6 +214,7 @@ impl Link {
             roads: [road(0), road(1)],
             ask_at: started,
             flood_at: started,
+            heard_at: started,
             counters: Arc::clone(&counters),
             started,
             capture: Pcap::create(capture)
@@ -317,6 +324,8 @@ struct Switch {
     ask_at: Instant,
     /// When it is flooded next.
     flood_at: Instant,
+    /// When its bond was last heard of.
+    heard_at: Instant,
     counters: Arc<Counters>,
     started: Instant,
     capture: Pcap,
@@ -445,6 +454,24 @@ impl Switch {
         self.send_own(&question)
     }
 
+    /// Notes a bond's sign of life; whether a frame of the guest passes a switch that expects them
+    /// from the crash on. Before, the guest's kernel is in no hurry: its partner does not speak.
+    fn passes(&mut self, frame: &[u8]) -> bool {
+        if frame::is_sign_of_life(frame) && self.counters.marked_ns.load(Ordering::Acquire) > 0 {
+            self.heard_at = Instant::now();
+            add(&self.counters.signs_of_life, 1);
+        }
+        !self.is_given_up()
+    }
+
+    fn is_given_up(&self) -> bool {
+        let marked = self.counters.marked_ns.load(Ordering::Acquire);
+        let crash = self.started + Duration::from_nanos(marked);
+        self.network.over == Some(Over::Bond8023ad)
+            && marked > 0
+            && self.heard_at.max(crash).elapsed() > SILENCE_MAX
+    }
+
     fn is_flooding(&self) -> bool {
         self.network.traffic && self.counters.marked_ns.load(Ordering::Acquire) > 0
     }
@@ -479,6 +506,10 @@ impl Switch {
         let mut waiting_flow = 0;
         for bytes in frames {
             self.capture.frame(now, bytes)?;
+            if !self.passes(bytes) {
+                add(&self.counters.given_up, 1);
+                continue;
+            }
             let parsed = self.network.format().parse(bytes);
             match parsed {
                 _ if !frame::is_for_harness(bytes) => add(&self.counters.other, 1),
@@ -544,6 +575,10 @@ impl Switch {
         let now = SystemTime::now();
         for frame in frames {
             self.capture.frame(now, frame)?;
+        }
+        if self.is_given_up() {
+            add(&self.counters.given_up, frames.len() as u64);
+            return Ok(());
         }
         for frames in frames.chunks(CAPACITY) {
             let frames: Vec<&[u8]> = frames.iter().map(|frame| &**frame).collect();

@@ -2,7 +2,7 @@
 //! `kernels.lock`, as a page for people made of results that are kept beside it, a JSON object a
 //! line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
@@ -244,9 +244,10 @@ fn totals(text: &mut String, kernels: &[String], cells: &[Cell]) {
 }
 
 fn table(text: &mut String, kernel: &str, cells: &[Cell]) {
-    let mut of_kernel = cells.iter().filter(|cell| cell.line == kernel);
-    let release = of_kernel.next().map_or("", |cell| cell.kernel.as_str());
-    put(text, format_args!("\n## {kernel} {release}\n\n| crash |"));
+    let of_kernel = cells.iter().filter(|cell| cell.line == kernel);
+    let releases: BTreeSet<&str> = of_kernel.map(|cell| cell.kernel.as_str()).collect();
+    let releases = Vec::from_iter(releases).join(", ");
+    put(text, format_args!("\n## {kernel} {releases}\n\n| crash |"));
     for nic in Nic::value_variants() {
         put(text, format_args!(" {} |", nic.name()));
     }

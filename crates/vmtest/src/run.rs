@@ -174,6 +174,10 @@ pub struct Report {
     pub answered: u64,
     /// Frames of the flood that the guest was given.
     pub flooded: u64,
+    /// Frames by which the cards of a crashed guest's 802.3ad bond kept their place in it.
+    pub signs_of_life: u64,
+    /// Frames lost because there was none in time.
+    pub given_up: u64,
     /// Frames lost because a socket of the harness was full.
     pub overruns: u64,
     /// Bytes of the vmcore.
@@ -656,6 +660,8 @@ fn describe(plan: &Plan, story: &Story, machine: &Machine) -> Report {
         asked: count(&counters.asked),
         answered: count(&counters.answered),
         flooded: count(&counters.flooded),
+        signs_of_life: count(&counters.signs_of_life),
+        given_up: count(&counters.given_up),
         overruns: count(&counters.overruns),
         ..Report::default()
     }
