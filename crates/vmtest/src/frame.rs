@@ -438,6 +438,17 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_bonds_sign_of_life_is_known_by_its_type() {
+        let mut frame = [0; 124];
+        assert!(!is_sign_of_life(&frame));
+        frame[12..15].copy_from_slice(&SIGN_OF_LIFE);
+        assert!(is_sign_of_life(&frame));
+        frame[14] = 2; // the marker protocol
+        assert!(!is_sign_of_life(&frame));
+        assert!(!is_sign_of_life(&frame[..14]));
+    }
+
+    #[test]
     fn built_datagrams_parse() {
         for format in formats() {
             let frame = datagram(format, b"hello");

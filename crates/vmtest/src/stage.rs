@@ -270,3 +270,23 @@ pub struct Kernel {
     /// where in a free one the pointer to the next lies.
     pub slabs: Vec<(u64, u64)>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_on_the_topmost_device() {
+        let device = |over, vlan| {
+            let network = Network {
+                over,
+                vlan,
+                ..Network::default()
+            };
+            (network.device(), network.cards().len())
+        };
+        assert_eq!(device(None, None), ("eth0".to_owned(), 1));
+        assert_eq!(device(Some(Over::Bridge), Some(7)), ("br0.7".to_owned(), 1));
+        assert_eq!(device(Some(Over::Bond), None), ("bond0".to_owned(), 2));
+    }
+}

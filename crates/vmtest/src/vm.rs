@@ -407,3 +407,41 @@ fn inherit(command: &mut Command, file: BorrowedFd<'_>) -> Result<RawFd> {
     }
     Ok(number)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_cards_are_on_one_wire_and_each_has_a_name_for_the_monitor() {
+        let path = Path::new("/x");
+        let guest = |cards: usize| Guest {
+            kernel: path,
+            initramfs: path,
+            console: path,
+            errors: path,
+            cpus: 1,
+            nic: Nic::E1000,
+            cards,
+            accelerator: Accelerator::Tcg,
+            words: "",
+        };
+        assert_eq!(
+            cards(&guest(1)).join(" "),
+            "-device e1000,netdev=wire,romfile="
+        );
+        let two = cards(&guest(2)).join(" ");
+        assert!(
+            two.starts_with("-netdev hubport,id=uplink,hubid=0,netdev=wire "),
+            "{two}"
+        );
+        for number in 0..2 {
+            let name = card_name(number);
+            assert!(
+                two.contains(&format!("hubport,id={name},hubid=0 ")),
+                "{two}"
+            );
+            assert!(two.contains(&format!("e1000,netdev={name},")), "{two}");
+        }
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
@@ -163,6 +164,7 @@ pub(crate) struct Run {
 }
 
 /// What runs in the guest and beside it.
+#[derive(Clone)]
 pub(crate) struct Binaries {
     pub(crate) vmtest: PathBuf,
     pub(crate) guest_init: PathBuf,
@@ -310,8 +312,13 @@ impl Guest {
     }
 }
 
-/// Builds what runs in the guest and beside it. Static, because the guest has no libraries.
+/// Builds what runs in the guest and beside it, once in a process: a matrix of many guests is of one
+/// build. Static, because the guest has no libraries.
 pub(crate) fn binaries() -> Result<Binaries> {
+    static BUILT: OnceLock<Binaries> = OnceLock::new();
+    if let Some(built) = BUILT.get() {
+        return Ok(built.clone());
+    }
     let _step = output::step("building netdump, vmtest and the guest's first program");
     let mut cargo = Command::new("cargo");
     cargo.args([
@@ -332,13 +339,14 @@ pub(crate) fn binaries() -> Result<Binaries> {
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .current_dir(cache::tree());
     let messages = command::capture(&mut cargo)?;
-    Ok(Binaries {
+    let built = Binaries {
         vmtest: executable(&messages, "vmtest")?,
         guest_init: executable(&messages, "guest_init")?,
         peer_init: executable(&messages, "peer_init")?,
         console_init: executable(&messages, "console_init")?,
         netdump: executable(&messages, "netdump")?,
-    })
+    };
+    Ok(BUILT.get_or_init(|| built).clone())
 }
 
 /// Finds a program among cargo's messages, which know where cargo puts things whatever the
