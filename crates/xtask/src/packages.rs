@@ -64,6 +64,12 @@ pub(crate) fn vmlinux(release: &str) -> Result<PathBuf> {
     if is_sealed(&seal, &set) && file.exists() {
         return Ok(file);
     }
+    // It lies where the kernel itself does: in /boot, or beside the modules, as Debian has it from 7.3 on.
+    let member = if image(release)?.join("boot").exists() {
+        format!("boot/vmlinux-{release}")
+    } else {
+        format!("lib/modules/{release}/vmlinux")
+    };
     let _only_writer = cache::hold()?;
     fs::create_dir_all(&folder)?;
     let debs = apt::fetch(&set)?;
@@ -72,11 +78,7 @@ pub(crate) fn vmlinux(release: &str) -> Result<PathBuf> {
     };
     let _step = output::step(format!("unpacking vmlinux of {release}"));
     let partial = folder.join(format!("{release}.partial"));
-    extract_one(
-        deb,
-        &format!("./usr/lib/debug/boot/vmlinux-{release}"),
-        &partial,
-    )?;
+    extract_one(deb, &format!("./usr/lib/debug/{member}"), &partial)?;
     fs::rename(&partial, &file)?;
     fs::write(&seal, seal_text(&set))?;
     fs::remove_file(deb).with_context(|| format!("cannot remove {}", deb.display()))?;
