@@ -221,11 +221,11 @@ struct sk_buff *nd_pool_carrier(void)
 	return NULL;
 }
 
-void nd_pool_load(struct sk_buff *carrier, u32 slot, u32 bytes)
+void nd_pool_load(struct sk_buff *carrier, const u8 *frame, u32 bytes)
 {
 	u8 *to = carrier->head + nd_pool.headroom;
 
-	memcpy(to, nd_frame(slot), bytes);
+	memcpy(to, frame, bytes);
 	if (bytes < ETH_ZLEN) {
 		memset(to + bytes, 0, ETH_ZLEN - bytes);
 		bytes = ETH_ZLEN;

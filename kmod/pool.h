@@ -67,6 +67,6 @@ void nd_pool_lend(void);
 
 /* A socket buffer that the device does not use, or NULL, and `bytes` of a frame copied into it, padded if too short. */
 struct sk_buff *nd_pool_carrier(void);
-void nd_pool_load(struct sk_buff *carrier, u32 slot, u32 bytes);
+void nd_pool_load(struct sk_buff *carrier, const u8 *frame, u32 bytes);
 
 #endif

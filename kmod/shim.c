@@ -33,6 +33,7 @@
 #include <asm/smp.h>
 #include <asm/tsc.h>
 
+#include "bond.h"
 #include "doze.h"
 #include "console.h"
 #include "filter.h"
@@ -441,18 +442,109 @@ static void nd_capture_own(void)
 
 /* ---- The network device ---- */
 
+/* Of a card that something else goes down through, only hardware counts: taps and pairs of virtual machines are none. */
+static void nd_add_card(struct net_device *device, bool is_below)
+{
+	if (!(device->flags & IFF_UP) || (is_below && !device->dev.parent))
+		return;
+	if (nd.cards_used < ND_CARDS_MAX)
+		nd.cards[nd.cards_used++] = device;
+}
+
+/* Whether frames pass a device as they are, but for a tag, on their way to one below it. Others may do anything to them. */
+static bool nd_is_made_of_others(const struct net_device *device)
+{
+	return netif_is_bond_master(device) || netif_is_bridge_master(device) || netif_is_macvlan(device) ||
+	       is_vlan_dev(device);
+}
+
+/*
+ * Finds the cards below a device, which may be one itself. Those who join and leave while the kernel is healthy do it
+ * under rtnl_lock and change lists that can be read at any moment, so after a crash too.
+ */
+static void nd_find_cards_below(struct net_device *device, unsigned int depth)
+{
+	struct list_head *at = device->adj_list.lower.next;
+	struct net_device *below;
+
+	if (!nd_is_made_of_others(device)) {
+		nd_add_card(device, depth);
+		return;
+	}
+	while (depth < ND_DEPTH_MAX && (below = netdev_lower_get_next(device, &at)))
+		nd_find_cards_below(below, depth + 1);
+}
+
+static void nd_find_cards(struct net_device *device)
+{
+	nd.cards_used = 0;
+	nd_find_cards_below(device, 0);
+}
+
+/* The one that chooses among several cards by which a frame leaves: `device`, or one below it. A bond does. */
+static struct net_device *nd_chooser(struct net_device *device)
+{
+	unsigned int depth;
+
+	for (depth = 0; depth < ND_DEPTH_MAX && device; depth++) {
+		struct list_head *at = device->adj_list.lower.next;
+
+		if (device->netdev_ops->ndo_get_xmit_slave)
+			return device;
+		device = netdev_lower_get_next(device, &at);
+	}
+	return NULL;
+}
+
+static bool nd_is_card(const struct net_device *device)
+{
+	u32 i;
+
+	for (i = 0; i < nd.cards_used; i++)
+		if (nd.cards[i] == device)
+			return true;
+	return false;
+}
+
+/*
+ * The card that frames leave by. There is one, or a bond between it and us chooses among them, by what it knew at the
+ * crash. If it knows nothing, any card is better than none.
+ */
+static struct net_device *nd_choose_card(struct sk_buff *skb)
+{
+	struct net_device *chooser = nd.cards_used > 1 ? nd_chooser(nd.device) : NULL, *chosen = NULL;
+	u32 i;
+
+	if (chooser)
+		chosen = chooser->netdev_ops->ndo_get_xmit_slave(chooser, skb, false);
+	if (chosen && nd_is_card(chosen))
+		return chosen;
+	for (i = 0; i < nd.cards_used; i++)
+		if (netif_carrier_ok(nd.cards[i]))
+			return nd.cards[i];
+	return nd.cards[0];
+}
+
 /* Locks that a stopped CPU may hold and drivers take inside their poll; the owners will never need them again. */
-static void nd_release_locks(void)
+static void nd_release_card_locks(struct net_device *card)
 {
 	unsigned int i;
 
-	for (i = 0; i < nd.device->num_tx_queues; i++) {
-		struct netdev_queue *queue = netdev_get_tx_queue(nd.device, i);
+	for (i = 0; i < card->num_tx_queues; i++) {
+		struct netdev_queue *queue = netdev_get_tx_queue(card, i);
 
 		spin_lock_init(&queue->_xmit_lock);
 		queue->xmit_lock_owner = -1;
 		clear_bit(__QUEUE_STATE_FROZEN, &queue->state);
 	}
+}
+
+static void nd_release_locks(void)
+{
+	u32 i;
+
+	for (i = 0; i < nd.cards_used; i++)
+		nd_release_card_locks(nd.cards[i]);
 }
 
 /* The whole piece that the page was allocated with: the allocator clears all of it. */
@@ -528,29 +620,62 @@ static rx_handler_result_t nd_on_frame(struct sk_buff **pskb)
 }
 
 /*
- * Everything the device receives comes to nd_on_frame() on this CPU: no steering to CPUs that are stopped, no packet
+ * Everything a card receives comes to nd_on_frame() on this CPU: no steering to CPUs that are stopped, no packet
  * sockets whose locks they may hold. Done after the crash only, so it costs nothing before, and no bridge, bond or VLAN
- * above the device matters.
+ * above the card matters.
  */
-static void nd_take_frames(void)
+static void nd_take_frames_of(struct net_device *card)
 {
 	unsigned int i;
 
-	rcu_assign_pointer(nd.device->rx_handler, nd_on_frame);
-	INIT_LIST_HEAD(&nd.device->ptype_all);
-	if (nd.taps)
-		INIT_LIST_HEAD(nd.taps);
+	rcu_assign_pointer(card->rx_handler, nd_on_frame);
+	INIT_LIST_HEAD(&card->ptype_all);
 #if IS_ENABLED(CONFIG_VLAN_8021Q)
 	/* A frame for one of these devices would go to it before the handler is asked. */
-	RCU_INIT_POINTER(nd.device->vlan_info, NULL);
+	RCU_INIT_POINTER(card->vlan_info, NULL);
 #endif
 #ifdef CONFIG_RPS
-	for (i = 0; i < nd.device->num_rx_queues; i++) {
-		RCU_INIT_POINTER(nd.device->_rx[i].rps_map, NULL);
+	for (i = 0; i < card->num_rx_queues; i++) {
+		RCU_INIT_POINTER(card->_rx[i].rps_map, NULL);
 		/* A pointer, and on 7.x one with a tag in a number. */
-		WRITE_ONCE(nd.device->_rx[i].rps_flow_table, 0);
+		WRITE_ONCE(card->_rx[i].rps_flow_table, 0);
 	}
 #endif
+}
+
+static void nd_take_frames(void)
+{
+	u32 i;
+
+	if (nd.taps)
+		INIT_LIST_HEAD(nd.taps);
+	for (i = 0; i < nd.cards_used; i++)
+		nd_take_frames_of(nd.cards[i]);
+}
+
+/* What a host that shall stay needs to receive again. */
+static void nd_note_receivers(void)
+{
+	u32 i;
+
+	for (i = 0; i < nd.cards_used; i++) {
+		nd.receivers[i].rx_handler = rcu_dereference_raw(nd.cards[i]->rx_handler);
+#if IS_ENABLED(CONFIG_VLAN_8021Q)
+		nd.receivers[i].vlan_info = rcu_dereference_raw(nd.cards[i]->vlan_info);
+#endif
+	}
+}
+
+static void nd_give_frames_back(void)
+{
+	u32 i;
+
+	for (i = 0; i < nd.cards_used; i++) {
+		rcu_assign_pointer(nd.cards[i]->rx_handler, nd.receivers[i].rx_handler);
+#if IS_ENABLED(CONFIG_VLAN_8021Q)
+		rcu_assign_pointer(nd.cards[i]->vlan_info, nd.receivers[i].vlan_info);
+#endif
+	}
 }
 
 static void nd_poll_napi(struct napi_struct *napi)
@@ -568,15 +693,24 @@ static void nd_poll_napi(struct napi_struct *napi)
 }
 
 /* e1000 and e1000e finish transmissions in their interrupt handlers; those have a controller that calls them. */
-static void nd_poll(void)
+static void nd_poll_card(struct net_device *card)
 {
-	const struct net_device_ops *ops = nd.device->netdev_ops;
+	const struct net_device_ops *ops = card->netdev_ops;
 	struct napi_struct *napi;
 
 	if (ops->ndo_poll_controller)
-		ops->ndo_poll_controller(nd.device);
-	list_for_each_entry(napi, &nd.device->napi_list, dev_list)
+		ops->ndo_poll_controller(card);
+	list_for_each_entry(napi, &card->napi_list, dev_list)
 		nd_poll_napi(napi);
+}
+
+/* All of a bond's, because who answers chooses by itself which of them it uses. */
+static void nd_poll(void)
+{
+	u32 i;
+
+	for (i = 0; i < nd.cards_used; i++)
+		nd_poll_card(nd.cards[i]);
 	nd_interrupts_off();
 }
 
@@ -594,7 +728,7 @@ static netdev_tx_t nd_transmit_once(struct sk_buff *skb, struct netdev_queue *qu
 	}
 	/* The second reference keeps the driver from freeing the buffer when it is done with it. */
 	skb_get(skb);
-	result = netdev_start_xmit(skb, nd.device, queue, more);
+	result = netdev_start_xmit(skb, skb->dev, queue, more);
 	__netif_tx_unlock(queue);
 	nd_interrupts_off();
 	if (!dev_xmit_complete(result))
@@ -603,13 +737,14 @@ static netdev_tx_t nd_transmit_once(struct sk_buff *skb, struct netdev_queue *qu
 }
 
 /*
- * Hands a copy of a frame to the driver, polling while its ring is full. Limits are times and not counts: a busy hypervisor takes
- * milliseconds. A frame that does not go out in time is lost, which the core expects of any frame.
+ * Hands a copy of a frame to the driver of a card, or of the chosen one if it is NULL, polling while its ring is full. Limits are
+ * times and not counts: a busy hypervisor takes milliseconds. A frame that does not go out in time is lost, which the core expects
+ * of any frame.
  */
-static void nd_transmit(u32 slot, u32 bytes, bool more)
+static void nd_send(struct net_device *card, const u8 *frame, u32 bytes, bool more)
 {
-	struct netdev_queue *queue = netdev_get_tx_queue(nd.device, 0);
 	u64 until = nd_now() + 50 * USEC_PER_MSEC;
+	struct netdev_queue *queue;
 	struct sk_buff *skb;
 
 	while (!(skb = nd_pool_carrier())) {
@@ -617,12 +752,15 @@ static void nd_transmit(u32 slot, u32 bytes, bool more)
 		if (nd_now() >= until)
 			return;
 	}
-	nd_pool_load(skb, slot, bytes);
+	nd_pool_load(skb, frame, bytes);
 	skb_reset_mac_header(skb);
 	skb->protocol = eth_hdr(skb)->h_proto;
 	skb_set_network_header(skb, skb->protocol == htons(ETH_P_8021Q) ? VLAN_ETH_HLEN : ETH_HLEN);
 	skb->ip_summed = CHECKSUM_NONE;
-	skb->dev = nd.device;
+	if (!card && !nd.sender)
+		nd.sender = nd_choose_card(skb);
+	skb->dev = card ? card : nd.sender;
+	queue = netdev_get_tx_queue(skb->dev, 0);
 	skb_set_queue_mapping(skb, 0);
 	do {
 		if (!netif_tx_queue_stopped(queue) && dev_xmit_complete(nd_transmit_once(skb, queue, more)))
@@ -631,12 +769,31 @@ static void nd_transmit(u32 slot, u32 bytes, bool more)
 	} while (nd_now() < until);
 }
 
+static void nd_transmit(u32 slot, u32 bytes, bool more)
+{
+	nd_send(NULL, nd_frame(slot), bytes, more);
+}
+
+/* Keeps the cards of an 802.3ad bond in it; a partner that waits shortest gives a card up after three seconds. */
+static void nd_keep_bond(void)
+{
+	u32 i;
+
+	if (nd_now() < nd.sign_at)
+		return;
+	nd.sign_at = nd_now() + 900 * USEC_PER_MSEC;
+	for (i = 0; i < nd.cards_used; i++)
+		if (netif_carrier_ok(nd.cards[i]) && nd_bond_sign_of_life(nd.cards[i], nd.sign))
+			nd_send(nd.cards[i], nd.sign, ND_SIGN_BYTES, false);
+}
+
 /* Polls until something arrives for the core, or until the time is over. */
 static void nd_wait(u64 until)
 {
 	nd.received = false;
 	do {
 		touch_nmi_watchdog();
+		nd_keep_bond();
 		nd_poll();
 		cpu_relax();
 	} while (!nd.received && nd_now() < until);
@@ -868,6 +1025,17 @@ static u32 nd_add_guard(struct nd_written *list, u32 used)
 	return page ? nd_add_written(list, used, ND_WRITTEN_STACK, page_to_pfn(page), 1) : used;
 }
 
+/*
+ * Where the per-CPU variables of a CPU begin. As long as the symbols of such variables count from zero, what is added to
+ * them is that; since they are addresses in the image (6.15), the area begins where its size divides the address.
+ */
+static void *nd_percpu_area(int cpu)
+{
+	if ((__force unsigned long)&cpu_tss_rw < ND_PERCPU_BYTES)
+		return (void *)__per_cpu_offset[cpu];
+	return (void *)ALIGN_DOWN((unsigned long)&per_cpu(cpu_tss_rw, cpu), ND_PERCPU_BYTES);
+}
+
 static size_t nd_read_written(u8 *to)
 {
 	struct nd_written *list = (struct nd_written *)to;
@@ -883,10 +1051,13 @@ static size_t nd_read_written(u8 *to)
 	}
 	used = nd_add_virtual(list, used, ND_WRITTEN_STACK, nd.stack, ND_STACK_BYTES);
 	used = nd_add_guard(list, used);
-	used = nd_add_virtual(list, used, ND_WRITTEN_PERCPU, (void *)__per_cpu_offset[cpu], SZ_256K);
-	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device, sizeof(*nd.device) + SZ_8K);
-	used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, nd.device->_tx,
-			      nd.device->num_tx_queues * sizeof(*nd.device->_tx));
+	used = nd_add_virtual(list, used, ND_WRITTEN_PERCPU, nd_percpu_area(cpu), ND_PERCPU_BYTES);
+	for (i = 0; i < nd.cards_used; i++) {
+		const struct net_device *card = nd.cards[i];
+
+		used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, card, sizeof(*card) + SZ_8K);
+		used = nd_add_virtual(list, used, ND_WRITTEN_DEVICE, card->_tx, card->num_tx_queues * sizeof(*card->_tx));
+	}
 	for (i = 0; i < ARRAY_SIZE(nd.log); i++)
 		used = nd_add_virtual(list, used, ND_WRITTEN_LOG, (void *)nd.log[i].first, nd.log[i].bytes);
 	used = nd_add_touched(list, used);
@@ -1044,8 +1215,10 @@ static u64 nd_run(void)
 		switch (nd.step.kind) {
 		case ND_STEP_SEND:
 			nd_transmit(nd.step.slot, nd.step.a, nd.step.b);
-			if (++sent % 32 == 0)
+			if (++sent % 32 == 0) {
 				nd_poll();
+				nd_keep_bond();
+			}
 			break;
 		case ND_STEP_WAIT:
 			nd_wait(nd.step.a);
@@ -1183,16 +1356,19 @@ static bool nd_take_device(void)
 {
 	bool can_send = nd_pool_check();
 
-
 	nd_mask_interrupts(15);
 	nd_interrupts_off();
 	local_bh_disable();
 	rcu_read_lock();
 	nd_locks_open();
+	/* Anew, because a bond or a bridge may have others below it than when the host was armed. */
+	nd_find_cards(nd.device);
+	nd.sender = NULL;
 	nd_release_locks();
 	nd_pool_lend();
+	nd_note_receivers();
 	nd_take_frames();
-	return can_send;
+	return can_send && nd.cards_used;
 }
 
 static void nd_say_before_kdump(void)
@@ -1220,10 +1396,6 @@ static void nd_dump(void)
 {
 	static struct nd_crash crash;
 	bool console;
-	rx_handler_func_t *rx_handler = rcu_dereference_raw(nd.device->rx_handler);
-#if IS_ENABLED(CONFIG_VLAN_8021Q)
-	struct vlan_info *vlan_info = rcu_dereference_raw(nd.device->vlan_info);
-#endif
 
 	/* Held to the end: what the dump path prints stays in the log and costs no time on consoles. */
 	console = console_trylock();
@@ -1241,10 +1413,7 @@ static void nd_dump(void)
 #endif
 	nd_finish(nd.dumps ? nd_run() : ND_ACTION_STAY);
 
-	rcu_assign_pointer(nd.device->rx_handler, rx_handler);
-#if IS_ENABLED(CONFIG_VLAN_8021Q)
-	rcu_assign_pointer(nd.device->vlan_info, vlan_info);
-#endif
+	nd_give_frames_back();
 	rcu_read_unlock();
 	if (console)
 		console_unlock();
@@ -1313,14 +1482,8 @@ static bool nd_driver_unfit(const char *driver)
 	return false;
 }
 
-static int nd_check_device(const struct net_device *device, u32 packet_bytes_max)
+static int nd_check_card(const struct net_device *device)
 {
-	if (!tsc_khz)
-		return nd_refuse(-EOPNOTSUPP, "this machine has no TSC of known frequency");
-	if (device->type != ARPHRD_ETHER || (device->flags & IFF_LOOPBACK))
-		return nd_refuse(-EOPNOTSUPP, "device %s is no Ethernet device: name one that is", device->name);
-	if (!(device->flags & IFF_UP))
-		return nd_refuse(-ENETDOWN, "device %s is down: bring it up first", device->name);
 	if (list_empty(&device->napi_list))
 		return nd_refuse(-EOPNOTSUPP,
 				 "device %s cannot be polled (no NAPI): name the device below it, if it is made of another",
@@ -1328,10 +1491,55 @@ static int nd_check_device(const struct net_device *device, u32 packet_bytes_max
 	if (nd_driver_unfit(nd_driver_name(device)))
 		return nd_refuse(-EOPNOTSUPP, "device %s cannot be polled: driver %s sends only with interrupts on",
 				 device->name, nd_driver_name(device));
+	return 0;
+}
+
+/* The card that wants the most room around a frame. */
+static const struct net_device *nd_greediest_card(void)
+{
+	const struct net_device *greediest = nd.cards[0];
+	u32 i;
+
+	for (i = 1; i < nd.cards_used; i++)
+		if (LL_RESERVED_SPACE(nd.cards[i]) + nd.cards[i]->needed_tailroom >
+		    LL_RESERVED_SPACE(greediest) + greediest->needed_tailroom)
+			greediest = nd.cards[i];
+	return greediest;
+}
+
+/* Whether the cards below a device can be used, and one can be chosen after a crash. */
+static int nd_check_cards(struct net_device *device)
+{
+	int error;
+	u32 i;
+
+	nd_find_cards(device);
+	if (!nd.cards_used)
+		return nd_refuse(-EOPNOTSUPP, "device %s cannot be polled: no network card that is up is below it",
+				 device->name);
+	for (i = 0; i < nd.cards_used; i++) {
+		error = nd_check_card(nd.cards[i]);
+		if (error)
+			return error;
+	}
+	if (nd.cards_used > 1 && !nd_chooser(device))
+		return nd_refuse(-EOPNOTSUPP, "device %s cannot be used: %u network cards are below it, and nothing says by which a frame leaves",
+				 device->name, nd.cards_used);
+	return 0;
+}
+
+static int nd_check_device(struct net_device *device, u32 packet_bytes_max)
+{
+	if (!tsc_khz)
+		return nd_refuse(-EOPNOTSUPP, "this machine has no TSC of known frequency");
+	if (device->type != ARPHRD_ETHER || (device->flags & IFF_LOOPBACK))
+		return nd_refuse(-EOPNOTSUPP, "device %s is no Ethernet device: name one that is", device->name);
+	if (!(device->flags & IFF_UP))
+		return nd_refuse(-ENETDOWN, "device %s is down: bring it up first", device->name);
 	if (packet_bytes_max > device->mtu)
 		return nd_refuse(-EMSGSIZE, "packets of %u bytes exceed device %s's MTU of %u: arm anew", packet_bytes_max,
 				 device->name, device->mtu);
-	return 0;
+	return nd_check_cards(device);
 }
 
 static int nd_add_ram(struct resource *resource, void *unused)
@@ -1508,7 +1716,7 @@ static int nd_take(void)
 {
 	int error;
 
-	if (nd_pool_take(nd.device, nd.frame_bytes_max))
+	if (nd_pool_take(nd_greediest_card(), nd.frame_bytes_max))
 		return nd_refuse(-ENOMEM, "no memory for the transmit pool");
 	nd.captured = kvcalloc(nr_cpu_ids, sizeof(*nd.captured), GFP_KERNEL);
 	nd.stack = vmalloc(ND_STACK_BYTES);
@@ -1530,6 +1738,8 @@ static int nd_arm(const struct nd_arming *arming)
 	error = nd_check_device(device, arming->packet_bytes_max);
 	if (error) {
 		dev_put(device);
+		if (nd.device)
+			nd_find_cards(nd.device);
 		return error;
 	}
 	nd_release(ND_IDLE);
@@ -1572,16 +1782,27 @@ static int nd_command(const u8 *message, size_t bytes)
 	}
 }
 
+/* Cards come and go below a bond or a bridge. What was taken must still do for those that are there. */
+static int nd_check_cards_again(void)
+{
+	int error = nd_check_cards(nd.device);
+
+	if (!error && LL_RESERVED_SPACE(nd_greediest_card()) > nd_pool.headroom)
+		error = nd_refuse(-ENOBUFS, "device %s has a card below it that needs more room before a frame: arm again",
+				  nd.device->name);
+	return error;
+}
+
 /* The device may go away at any time; what was armed then is told to whoever asks. */
 static int nd_on_netdev(struct notifier_block *block, unsigned long event, void *data)
 {
 	struct net_device *device = netdev_notifier_info_to_dev(data);
 
-	if (device != nd.device)
-		return NOTIFY_DONE;
-	if (event == NETDEV_GOING_DOWN || event == NETDEV_UNREGISTER) {
+	if (device == nd.device && (event == NETDEV_GOING_DOWN || event == NETDEV_UNREGISTER)) {
 		nd_refuse(0, "device %s %s: arm again when it is back", device->name,
 			  event == NETDEV_UNREGISTER ? "is gone" : "went down");
+		nd_disarm(ND_LOST);
+	} else if (nd.device && (event == NETDEV_CHANGEUPPER || event == NETDEV_DOWN) && nd_check_cards_again()) {
 		nd_disarm(ND_LOST);
 	}
 	return NOTIFY_DONE;
@@ -1639,7 +1860,7 @@ static void nd_fill_status(struct nd_status *status)
 	if (nd.device) {
 		status->ifindex = nd.device->ifindex;
 		strscpy_pad(status->device, nd.device->name, sizeof(status->device));
-		strscpy_pad(status->driver, nd_driver_name(nd.device), sizeof(status->driver));
+		strscpy_pad(status->driver, nd.cards_used ? nd_driver_name(nd.cards[0]) : "", sizeof(status->driver));
 	}
 	memcpy(status->message, nd.message, sizeof(status->message));
 }

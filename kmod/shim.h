@@ -27,6 +27,7 @@
 #endif
 
 #include "abi.h"
+#include "bond.h"
 
 /* Longest frame taken from the network: the largest reply and its headers fit. */
 #define ND_RECEIVE_BYTES	2048
@@ -53,6 +54,13 @@
 #define ND_PROLOGUE_BYTES	16
 #define ND_PANIC_BYTES		2048
 #define ND_PANIC_FRAME_BYTES	512
+
+/* Network cards below the device that a host is armed on, and devices between it and them. */
+#define ND_CARDS_MAX		16
+#define ND_DEPTH_MAX		4
+
+/* The variables of a CPU that the kernel itself and its modules have. */
+#define ND_PERCPU_BYTES		SZ_256K
 
 /* A range of kernel addresses. */
 struct nd_bytes {
@@ -96,6 +104,9 @@ enum nd_place {
 struct nd_shim {
 	/* Fixed while armed; under rtnl_lock. */
 	struct net_device *device;
+	/* Those below it, or itself: found when it is armed, when they change, and anew after the crash. */
+	struct net_device *cards[ND_CARDS_MAX];
+	u32 cards_used;
 	u32 frame_bytes_max;
 	bool keep_user;
 	bool dumps;
@@ -144,6 +155,16 @@ struct nd_shim {
 	u32 faults;
 	u32 hangs;
 	bool received;
+	/* The card that frames leave by; NULL until the first one does. */
+	struct net_device *sender;
+	/* What the partner of a bond hears next, and when. */
+	u8 sign[ND_SIGN_BYTES];
+	u64 sign_at;
+	/* Who had their frames. */
+	struct {
+		rx_handler_func_t *rx_handler;
+		struct vlan_info *vlan_info;
+	} receivers[ND_CARDS_MAX];
 	u32 touched_used;
 	struct nd_ram touched[ND_TOUCHED_MAX];
 	struct {

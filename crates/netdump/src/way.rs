@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,8 @@ use crate::netlink::{Link, Netlink, Route, Usable};
 /// Everything needed to address frames to one server.
 #[derive(Debug, Clone)]
 pub struct Way {
-    /// The device they leave by: the real one, below a VLAN device.
+    /// The device whose Ethernet address they carry: a network card, or the bond, bridge or macvlan
+    /// that the module finds its cards below.
     pub device: Link,
     /// The 802.1Q tag they need there: priority and VLAN.
     pub tag: Option<u16>,
@@ -68,8 +70,7 @@ pub fn find(server: &str, device: Option<&str>, mtu: Option<u32>) -> Result<Way>
     let by = netlink
         .link_by_index(route.device_index)
         .with_context(|| format!("cannot ask for device number {}", route.device_index))?;
-    check(&by, remote.ip())?;
-    let (device, tag) = below(&mut netlink, &by)?;
+    let (device, tag) = below(&mut netlink, by.clone(), remote.ip())?;
     let local = source(&mut netlink, &route, &by)?;
     let next_hop = route.gateway.unwrap_or_else(|| remote.ip());
     let next_hop_mac = neighbour(&mut netlink, next_hop, &by)?;
@@ -176,40 +177,167 @@ fn check(device: &Link, remote: IpAddr) -> Result<()> {
         device.mac.is_some(),
         "device {name}, by which {remote} is reached, is not Ethernet: name another with --device"
     );
-    let Some(kind) = device.kind.as_deref() else {
-        return Ok(());
-    };
-    ensure!(
-        !MADE_OF_OTHERS.contains(&kind),
-        "device {name}, by which {remote} is reached, is a {kind}: netdump cannot send by the \
-         devices it is made of yet; use a server that is reached by a network card or a VLAN on one"
-    );
+    if let Some(kind) = device
+        .kind
+        .as_deref()
+        .filter(|kind| UNUSABLE.contains(kind))
+    {
+        bail!(
+            "device {name}, by which {remote} is reached, is a {kind}: netdump cannot send by the \
+             devices it is made of; use a server that is reached by a network card, or by a VLAN, \
+             bond, bridge or macvlan on one"
+        );
+    }
     Ok(())
 }
 
-/// The device that carries the frames of `device`, and the tag they have there.
-fn below(netlink: &mut Netlink, device: &Link) -> Result<(Link, Option<u16>)> {
-    let (name, Some(vlan)) = (&device.name, device.vlan) else {
-        return Ok((device.clone(), None));
-    };
-    let below = device
+/// The device whose Ethernet address the frames of `device` carry, and the tag they have where they
+/// leave. What is between the two is followed down to a card or to a bond of cards.
+fn below(netlink: &mut Netlink, device: Link, remote: IpAddr) -> Result<(Link, Option<u16>)> {
+    let (mut top, mut tag, mut at) = (None, None, device);
+    for _ in 0..DEPTH_MAX {
+        check(&at, remote)?;
+        let next = match (at.kind.as_deref(), at.vlan) {
+            (_, Some(vlan)) => {
+                let below = below_vlan(netlink, &at, top.is_none())?;
+                ensure!(
+                    vlan.protocol == ETHERTYPE_VLAN && tag.is_none(),
+                    "device {} needs two tags or one of 802.1ad (QinQ): netdump sends one 802.1Q tag",
+                    at.name
+                );
+                tag = Some(vlan.priority << 13 | vlan.id);
+                below
+            }
+            (Some("macvlan"), _) => {
+                let below = link_below(netlink, &at)?;
+                top.get_or_insert(at);
+                below
+            }
+            (Some("bridge"), _) => {
+                let below = only_port(netlink, &at)?;
+                top.get_or_insert(at);
+                below
+            }
+            (Some("bond"), _) => {
+                check_bond(netlink, &at)?;
+                return Ok((top.unwrap_or(at), tag));
+            }
+            _ => return Ok((top.unwrap_or(at), tag)),
+        };
+        at = next;
+    }
+    bail!(
+        "device {} is {DEPTH_MAX} devices above its network card: name one nearer to it",
+        at.name
+    )
+}
+
+/// The device that `device` names as the one below it.
+fn link_below(netlink: &mut Netlink, device: &Link) -> Result<Link> {
+    let name = &device.name;
+    let index = device
         .below
-        .with_context(|| format!("VLAN device {name} has no device below it"))?;
-    let below = netlink
-        .link_by_index(below)
-        .with_context(|| format!("cannot ask for the device below {name}"))?;
+        .with_context(|| format!("device {name} has no device below it"))?;
+    netlink
+        .link_by_index(index)
+        .with_context(|| format!("cannot ask for the device below {name}"))
+}
+
+/// The same for a VLAN device. If nothing above it has an address of its own, frames carry that of
+/// the device below, so it must be the VLAN device's too.
+fn below_vlan(netlink: &mut Netlink, device: &Link, is_top: bool) -> Result<Link> {
+    let below = link_below(netlink, device)?;
     ensure!(
-        vlan.protocol == ETHERTYPE_VLAN && below.vlan.is_none(),
-        "device {name} needs two tags or one of 802.1ad (QinQ): netdump sends one 802.1Q tag"
-    );
-    check(&below, IpAddr::from([0; 4]))
-        .with_context(|| format!("VLAN device {name} is on {}", below.name))?;
-    ensure!(
-        device.mac == below.mac,
-        "VLAN device {name} and {} below it have different Ethernet addresses: give them one",
+        !is_top || device.mac == below.mac,
+        "VLAN device {} and {} below it have different Ethernet addresses: give them one",
+        device.name,
         below.name
     );
-    Ok((below, Some(vlan.priority << 13 | vlan.id)))
+    Ok(below)
+}
+
+/// The one port of a bridge that leads to a network card.
+fn only_port(netlink: &mut Netlink, bridge: &Link) -> Result<Link> {
+    let name = &bridge.name;
+    let filters = setting(name, "bridge/vlan_filtering")?;
+    ensure!(
+        filters == "0",
+        "bridge {name} filters VLANs (vlan_filtering {filters}): what tag a port gives a frame is \
+         not known to netdump; use a server that is reached without this bridge"
+    );
+    let mut ports = Vec::new();
+    for port in lower_names(name)? {
+        let link = link_by_name(netlink, &port)?;
+        let leads_on = matches!(link.kind.as_deref(), Some("bond" | "vlan"));
+        if leads_on || is_hardware(&port) {
+            ports.push(link);
+        }
+    }
+    let names: Vec<&str> = ports.iter().map(|port| port.name.as_str()).collect();
+    let names = names.join(", ");
+    let count = ports.len();
+    match (ports.pop(), count) {
+        (Some(port), 1) => Ok(port),
+        _ => bail!(
+            "bridge {name} has {count} ports that lead to network cards ({names}): netdump can send \
+             by a bridge that has one"
+        ),
+    }
+}
+
+/// Whether a bond sends one flow by one card, with its own address on all of them, and is made of
+/// nothing but cards.
+fn check_bond(netlink: &mut Netlink, bond: &Link) -> Result<()> {
+    let name = &bond.name;
+    let mode = setting(name, "bonding/mode")?;
+    let mode = mode.split(' ').next().unwrap_or_default();
+    ensure!(
+        BOND_MODES.contains(&mode),
+        "bond {name} is of mode {mode}: netdump can send by {}",
+        BOND_MODES.join(", ")
+    );
+    if mode == "active-backup" {
+        let moves = setting(name, "bonding/fail_over_mac")?;
+        ensure!(
+            moves.starts_with("none"),
+            "bond {name} changes its Ethernet address with its active card (fail_over_mac {moves}): \
+             set fail_over_mac to none"
+        );
+    }
+    for slave in lower_names(name)? {
+        let link = link_by_name(netlink, &slave)?;
+        if let Some(kind) = link.kind {
+            bail!("device {slave} of bond {name} is a {kind}: netdump can send by bonds of cards");
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel says of a device in sysfs.
+fn setting(device: &str, file: &str) -> Result<String> {
+    let path = format!("/sys/class/net/{device}/{file}");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(text.trim().to_owned())
+}
+
+/// The names of the devices that `device` is made of.
+fn lower_names(device: &str) -> Result<Vec<String>> {
+    let path = format!("/sys/class/net/{device}");
+    let entries = fs::read_dir(&path).with_context(|| format!("cannot list {path}"))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            name.strip_prefix("lower_").map(str::to_owned)
+        })
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Whether a device has hardware, or a hypervisor's idea of it, behind it.
+fn is_hardware(device: &str) -> bool {
+    Path::new(&format!("/sys/class/net/{device}/device")).exists()
 }
 
 /// The host's own address in datagrams that take `route`, if it will stay one.
@@ -319,10 +447,12 @@ const NEIGHBOUR_POLL: Duration = Duration::from_millis(20);
 /// Beyond a router nothing is known of the links, and a crashed host cannot discover their limit.
 const ROUTED_MTU_BYTES_MAX: u32 = 1500;
 const ETHERTYPE_VLAN: u16 = 0x8100;
-/// Kinds of devices that send by others.
-const MADE_OF_OTHERS: [&str; 7] = [
-    "bond", "bridge", "ipvlan", "ipvtap", "macvlan", "macvtap", "team",
-];
+/// As many devices one above the other as the module follows.
+const DEPTH_MAX: u32 = 4;
+/// Modes of a bond whose choice of a card needs nothing but the frame, by the kernel's names.
+const BOND_MODES: [&str; 4] = ["active-backup", "802.3ad", "balance-xor", "balance-rr"];
+/// Kinds of devices that send by others in ways that a crash cannot follow.
+const UNUSABLE: [&str; 4] = ["ipvlan", "ipvtap", "macvtap", "team"];
 
 #[cfg(test)]
 mod tests {
@@ -391,12 +521,12 @@ mod tests {
 
     #[test]
     fn devices_made_of_others_are_refused_with_the_reason() {
-        let bond = Link {
-            kind: Some("bond".into()),
+        let team = Link {
+            kind: Some("team".into()),
             ..link(1500)
         };
-        let error = check(&bond, IpAddr::from([10, 0, 0, 1])).unwrap_err();
-        assert!(error.to_string().contains("is a bond"), "{error}");
+        let error = check(&team, IpAddr::from([10, 0, 0, 1])).unwrap_err();
+        assert!(error.to_string().contains("is a team"), "{error}");
         check(&link(1500), IpAddr::from([10, 0, 0, 1])).unwrap();
     }
 

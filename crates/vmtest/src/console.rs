@@ -394,6 +394,7 @@ fn start(plan: &Plan, folder: &Path) -> Result<Machine> {
         errors: &folder.join("qemu.log"),
         cpus: CPUS,
         nic: plan.nic,
+        cards: 1,
         accelerator,
         words: &plan.words(),
     };

@@ -12,6 +12,12 @@ pub type Mac = [u8; 6];
 /// An IP address and a UDP port.
 pub type Endpoint = (IpAddr, u16);
 
+/// Whether a frame is one by which a port of an 802.3ad bond tells its partner that it is there.
+#[must_use]
+pub fn is_sign_of_life(frame: &[u8]) -> bool {
+    frame.get(12..15) == Some(&SIGN_OF_LIFE)
+}
+
 /// The hardware address of the harness on the wire: locally administered, so nobody else's.
 pub const HARNESS_MAC: Mac = [0x02, 0x6e, 0x64, 0x00, 0x00, 0x01];
 
@@ -27,6 +33,8 @@ const TYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const TYPE_ARP: [u8; 2] = [0x08, 0x06];
 const TYPE_VLAN: [u8; 2] = [0x81, 0x00];
 const TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+/// The type of slow protocols, and among them that of LACP.
+const SIGN_OF_LIFE: [u8; 3] = [0x88, 0x09, 1];
 /// What ARP begins with for Ethernet and IPv4.
 const ARP_KINDS: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const ARP_REQUEST: u8 = 1;
@@ -427,6 +435,17 @@ pub(crate) mod tests {
         let [from, to] = ends(format);
         format.write_headers(&mut frame, [HARNESS_MAC, GUEST], from, to);
         frame
+    }
+
+    #[test]
+    fn a_bonds_sign_of_life_is_known_by_its_type() {
+        let mut frame = [0; 124];
+        assert!(!is_sign_of_life(&frame));
+        frame[12..15].copy_from_slice(&SIGN_OF_LIFE);
+        assert!(is_sign_of_life(&frame));
+        frame[14] = 2; // the marker protocol
+        assert!(!is_sign_of_life(&frame));
+        assert!(!is_sign_of_life(&frame[..14]));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::mount::{MountFlags, mount};
 use serde::Serialize;
 
-use crate::stage::{DEVICE, Network, PORT_NAME};
+use crate::stage::{DEVICE, Network, Over, PORT_NAME};
 
 /// How long devices may take to appear; generous because an emulated CPU can be slow.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -119,10 +119,12 @@ pub fn wait_for_carrier(device: &str) -> Result<()> {
 /// # Errors
 /// If it does not come.
 pub fn hardware_address() -> Result<String> {
-    let address = wait_for("the network device", || {
-        fs::read_to_string(format!("/sys/class/net/{DEVICE}/address"))
-            .with_context(|| format!("no {DEVICE}; was its driver loaded?"))
-    })?;
+    wait_for("the network device", || address_of(DEVICE))
+}
+
+fn address_of(device: &str) -> Result<String> {
+    let address = fs::read_to_string(format!("/sys/class/net/{device}/address"))
+        .with_context(|| format!("no {device}; was its driver loaded?"))?;
     Ok(address.trim().to_owned())
 }
 
@@ -211,7 +213,7 @@ pub fn find_port() -> Result<File> {
 /// # Errors
 /// If the card does not come, or the kernel refuses something.
 pub fn configure_network(network: Network) -> Result<String> {
-    let mac = hardware_address()?;
+    let mut mac = hardware_address()?;
     // Nobody else is on this wire, so nobody need be asked whether an address is free.
     for conf in ["all", "default", DEVICE] {
         fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/accept_dad"), "0")
@@ -223,18 +225,72 @@ pub fn configure_network(network: Network) -> Result<String> {
     let address = format!("{}/{prefix}", network.guest());
     let mut commands = vec![vec!["link", "set", "lo", "up"]];
     if let Some(mtu) = &mtu {
-        commands.push(vec!["link", "set", DEVICE, "mtu", mtu]);
+        let cards = network.cards().iter();
+        commands.extend(cards.map(|card| vec!["link", "set", card, "mtu", mtu]));
     }
-    commands.push(vec!["link", "set", DEVICE, "up"]);
+    ip(&commands)?;
+    match network.over {
+        None => ip(&[vec!["link", "set", DEVICE, "up"]])?,
+        Some(over) => {
+            put_over(over, network)?;
+            mac = address_of(over.device())?;
+        }
+    }
+    commands.clear();
+    if let (Some(mtu), Some(over)) = (&mtu, network.over) {
+        commands.push(vec!["link", "set", over.device(), "mtu", mtu]);
+    }
     if let Some(vlan) = &vlan {
-        let above = ["link", "add", "link", DEVICE, "name", &device];
+        let above = ["link", "add", "link", network.base(), "name", &device];
         commands.push([&above[..], &["type", "vlan", "id", vlan]].concat());
         commands.push(vec!["link", "set", &device, "up"]);
     }
     commands.push(vec!["addr", "add", &address, "dev", &device]);
+    ip(&commands)?;
+    wait_for_carrier(&device)?;
+    Ok(mac)
+}
+
+fn ip(commands: &[Vec<&str>]) -> Result<()> {
     for command in commands {
         run("/bin/busybox", &[&["ip"], &command[..]].concat())?;
     }
-    wait_for_carrier(&device)?;
-    Ok(mac)
+    Ok(())
+}
+
+/// Makes the device of software that the guest's address will be on, of its cards.
+fn put_over(over: Over, network: Network) -> Result<()> {
+    let device = over.device();
+    match over {
+        Over::Bridge => ip(&[
+            vec!["link", "add", "name", device, "type", "bridge"],
+            vec!["link", "set", DEVICE, "master", device],
+            vec!["link", "set", DEVICE, "up"],
+        ])?,
+        Over::Macvlan => ip(&[
+            vec!["link", "set", DEVICE, "up"],
+            vec![
+                "link", "add", "link", DEVICE, "name", device, "type", "macvlan",
+            ],
+        ])?,
+        Over::Bond | Over::Bond8023ad => {
+            bond(device, over.bond_mode().unwrap_or_default(), network)?
+        }
+    }
+    ip(&[vec!["link", "set", device, "up"]])
+}
+
+/// The module has made the bond; what it is and what it is made of is told to it in sysfs.
+fn bond(device: &str, mode: &str, network: Network) -> Result<()> {
+    let tell = |file: &str, word: &str| {
+        fs::write(format!("/sys/class/net/{device}/bonding/{file}"), word)
+            .with_context(|| format!("cannot make {file} of {device} {word}"))
+    };
+    tell("mode", mode)?;
+    tell("miimon", "50")?;
+    for card in network.cards() {
+        wait_for("a network card of the bond", || address_of(card))?;
+        tell("slaves", &format!("+{card}"))?;
+    }
+    Ok(())
 }

@@ -36,6 +36,7 @@ pub mod rules;
 pub mod run;
 pub mod server;
 pub mod stage;
+pub mod symbols;
 pub mod table;
 pub mod verdict;
 pub mod vm;

@@ -25,7 +25,7 @@ use crate::batch::{self, Batch, CAPACITY};
 use crate::frame::{self, Endpoint, Frame, HARNESS_MAC, Mac};
 use crate::pcap::Pcap;
 use crate::road::{Faults, Mishaps, Road};
-use crate::stage::{Network, SERVER_PORT};
+use crate::stage::{FLOOD_BYTES, FLOOD_PORT, Network, Over, SERVER_PORT};
 
 /// What has passed so far; the thread writes, everybody reads.
 #[derive(Debug, Default)]
@@ -50,8 +50,14 @@ pub struct Counters {
     pub asked: AtomicU64,
     /// Its answers.
     pub answered: AtomicU64,
-    /// Frames that are nothing of all this.
+    /// Frames that are nothing of all this; a flood's of the guest are among them.
     pub other: AtomicU64,
+    /// Frames of a flood that the guest took.
+    pub flooded: AtomicU64,
+    /// Frames by which cards of a crashed guest's bond kept their place in it.
+    pub signs_of_life: AtomicU64,
+    /// Frames of either direction that a switch dropped because there was none in time.
+    pub given_up: AtomicU64,
     /// Nanoseconds from the start of the link to the mark, or 0 before.
     marked_ns: AtomicU64,
     /// Bytes of the guest's frames at the mark.
@@ -142,6 +148,11 @@ const POLL_TIMEOUT: Timespec = Timespec {
 };
 /// A crashed guest is asked for its hardware address this often.
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// A switch that waits shortest takes a port out of a bond after this silence (IEEE 802.1AX).
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A guest that is flooded gets so many frames in each such time: 3200 a second.
+const FLOOD_EVERY: Duration = Duration::from_millis(10);
+const FLOOD_FRAMES: usize = 32;
 /// Source ports of the guest that are remembered; it uses one for arming and one for its session.
 const FLOWS_MAX: usize = 64;
 
@@ -202,6 +213,8 @@ impl Link {
             flows: Vec::new(),
             roads: [road(0), road(1)],
             ask_at: started,
+            flood_at: started,
+            heard_at: started,
             counters: Arc::clone(&counters),
             started,
             capture: Pcap::create(capture)
@@ -309,6 +322,10 @@ struct Switch {
     roads: [Road; 2],
     /// When a crashed guest is asked next.
     ask_at: Instant,
+    /// When it is flooded next.
+    flood_at: Instant,
+    /// When its bond was last heard of.
+    heard_at: Instant,
     counters: Arc<Counters>,
     started: Instant,
     capture: Pcap,
@@ -343,13 +360,15 @@ impl Switch {
             self.deliver_late()
                 .context("cannot carry what was held back")?;
             self.ask_guest()?;
+            self.flood_guest()?;
         }
         self.capture.flush().context("cannot write the capture")
     }
 
     /// How long nothing may happen until there is something to do.
     fn patience(&self) -> Timespec {
-        let due = self.roads.iter().filter_map(Road::due).min();
+        let flood = self.is_flooding().then_some(self.flood_at);
+        let due = self.roads.iter().filter_map(Road::due).chain(flood).min();
         let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
         wait.and_then(|wait| Timespec::try_from(wait).ok())
             .map_or(POLL_TIMEOUT, |wait| wait.min(POLL_TIMEOUT))
@@ -435,6 +454,50 @@ impl Switch {
         self.send_own(&question)
     }
 
+    /// Notes a bond's sign of life; whether a frame of the guest passes a switch that expects them
+    /// from the crash on. Before, the guest's kernel is in no hurry: its partner does not speak.
+    fn passes(&mut self, frame: &[u8]) -> bool {
+        if frame::is_sign_of_life(frame) && self.counters.marked_ns.load(Ordering::Acquire) > 0 {
+            self.heard_at = Instant::now();
+            add(&self.counters.signs_of_life, 1);
+        }
+        !self.is_given_up()
+    }
+
+    fn is_given_up(&self) -> bool {
+        let marked = self.counters.marked_ns.load(Ordering::Acquire);
+        let crash = self.started + Duration::from_nanos(marked);
+        self.network.over == Some(Over::Bond8023ad)
+            && marked > 0
+            && self.heard_at.max(crash).elapsed() > SILENCE_MAX
+    }
+
+    fn is_flooding(&self) -> bool {
+        self.network.traffic && self.counters.marked_ns.load(Ordering::Acquire) > 0
+    }
+
+    /// Gives a guest that crashes, or has, the next frames of a flood that nobody waits for. They take
+    /// no road, whose faults are for what matters.
+    fn flood_guest(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if !self.is_flooding() || now < self.flood_at {
+            return Ok(());
+        }
+        self.flood_at = now + FLOOD_EVERY;
+        let format = self.network.format();
+        let mut frame = vec![b'f'; format.header_bytes() + FLOOD_BYTES];
+        let macs = [self.guest_mac, HARNESS_MAC];
+        let server = (self.network.server(), FLOOD_PORT);
+        format.write_headers(&mut frame, macs, server, (self.network.guest(), FLOOD_PORT));
+        let sent = match batch::send(&self.wire, &[&frame[..]; FLOOD_FRAMES]) {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+            Err(error) => return Err(error.into()),
+        };
+        add(&self.counters.flooded, sent as u64);
+        Ok(())
+    }
+
     /// Takes what arrives from the guest.
     fn outward(&mut self, frames: &[Cow<'_, [u8]>]) -> Result<()> {
         let now = SystemTime::now();
@@ -443,6 +506,10 @@ impl Switch {
         let mut waiting_flow = 0;
         for bytes in frames {
             self.capture.frame(now, bytes)?;
+            if !self.passes(bytes) {
+                add(&self.counters.given_up, 1);
+                continue;
+            }
             let parsed = self.network.format().parse(bytes);
             match parsed {
                 _ if !frame::is_for_harness(bytes) => add(&self.counters.other, 1),
@@ -508,6 +575,10 @@ impl Switch {
         let now = SystemTime::now();
         for frame in frames {
             self.capture.frame(now, frame)?;
+        }
+        if self.is_given_up() {
+            add(&self.counters.given_up, frames.len() as u64);
+            return Ok(());
         }
         for frames in frames.chunks(CAPACITY) {
             let frames: Vec<&[u8]> = frames.iter().map(|frame| &**frame).collect();

@@ -13,7 +13,7 @@ use vmtest::crash::Crash;
 use vmtest::peer::{self, Way};
 use vmtest::road::Faults;
 use vmtest::run::{Plan, Progress, run};
-use vmtest::stage::{Fill, Network};
+use vmtest::stage::{Fill, Network, Over};
 use vmtest::table::Table;
 use vmtest::vm::Nic;
 
@@ -235,6 +235,12 @@ struct Options {
     /// Arm the guest with a first server that does not exist
     #[arg(long)]
     dead_server: bool,
+    /// The guest's address is on a device made of its network card, or of two
+    #[arg(long, value_enum)]
+    over: Option<Over>,
+    /// Guest and server flood each other when it crashes
+    #[arg(long)]
+    traffic: bool,
     #[command(flatten)]
     wire: Wire,
     /// Format of the vmcore
@@ -421,6 +427,8 @@ fn plan(options: &Options, faults: Faults) -> Plan {
             vlan: options.vlan,
             mtu: options.mtu,
             dead_server: options.dead_server,
+            over: options.over,
+            traffic: options.traffic,
         },
         faults,
         format: options.format.clone(),

@@ -2,7 +2,7 @@
 //! `kernels.lock`, as a page for people made of results that are kept beside it, a JSON object a
 //! line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
@@ -42,8 +42,10 @@ const WHY_CHARS_MAX: usize = 200;
 /// What a cell counts as.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Mark {
-    /// As it should be; a card that cannot work is refused when arming.
+    /// As it should be.
     Good,
+    /// The card cannot work, and that was said when arming.
+    Refused,
     /// The machine cannot be crashed so.
     Impossible,
     Bad,
@@ -53,7 +55,7 @@ impl Cell {
     fn mark(&self) -> Mark {
         match self.verdict.as_str() {
             "Ok" => Mark::Good,
-            "Refused" if self.nic == Nic::Rtl8139.name() => Mark::Good,
+            "Refused" if self.nic == Nic::Rtl8139.name() => Mark::Refused,
             "Impossible" => Mark::Impossible,
             _ => Mark::Bad,
         }
@@ -109,14 +111,15 @@ pub fn page(kernels: &[String], cells: &[Cell]) -> String {
          Made by `cargo xtask vm --all`, which keeps its results in matrix.jsonl; not edited by hand, and a test holds it to them. Each cell\n\
          is one guest in QEMU (docs/testing.md): booted, armed, crashed in this way, its vmcore compared with QEMU's memory page by page, and\n\
          the function that was made to crash found by drgn on the stack of the task that crashed.\n\n\
-         `Ok` is all of that and a reboot. `refused`: the module says when arming why it cannot use the card. `-`: this machine cannot be\n\
-         crashed so (reasons below). An empty cell has not been run.\n",
+         `Ok` is all of that and a reboot. `refused`: the module says when arming why it cannot use the card, so one crash shows it for all.\n\
+         `-`: this machine cannot be crashed so (reasons below). An empty cell has not been run.\n",
     );
     totals(&mut text, kernels, cells);
     for kernel in kernels {
         table(&mut text, kernel, cells);
     }
     reasons(&mut text, "Not Ok", cells, Mark::Bad);
+    reasons(&mut text, "Refused", cells, Mark::Refused);
     reasons(&mut text, "Not possible here", cells, Mark::Impossible);
     text
 }
@@ -126,42 +129,125 @@ fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
     text.write_fmt(line).unwrap_or_default();
 }
 
-fn totals(text: &mut String, kernels: &[String], cells: &[Cell]) {
-    let all = kernels.len() * Nic::value_variants().len() * Crash::value_variants().len();
-    let count = |mark| cells.iter().filter(|cell| cell.mark() == mark).count();
-    let (good, bad) = (count(Mark::Good), count(Mark::Bad));
-    let impossible = count(Mark::Impossible);
-    put(
-        text,
-        format_args!(
-            "\n{good} cells are as they should be, {bad} are not, {impossible} are not possible here, {} of {all} have not been run.\n",
-            all - cells.len()
-        ),
-    );
-    let mut times: Vec<u64> = cells
-        .iter()
-        .filter(|cell| {
-            cell.mark() == Mark::Good
-                && Crash::from_str(&cell.crash, false).is_ok_and(Crash::is_immediate)
-        })
-        .filter_map(|cell| cell.first_packet_ms)
-        .collect();
-    times.sort_unstable();
-    if let (Some(median), Some(worst)) = (times.get(times.len() / 2), times.last()) {
+/// The cells of one kernel, as numbers.
+#[derive(Debug, Default)]
+struct Tally {
+    good: usize,
+    refused: usize,
+    bad: usize,
+    impossible: usize,
+    not_run: usize,
+    /// Milliseconds to the first packet of good cells whose kernel panics at once, sorted.
+    first_packet_ms: Vec<u64>,
+}
+
+impl Tally {
+    fn of(kernel: &str, cells: &[Cell]) -> Self {
+        let mut tally = Self::default();
+        for nic in Nic::value_variants() {
+            for crash in Crash::value_variants() {
+                tally.add(find(kernel, *nic, *crash, cells), *crash);
+            }
+        }
+        tally.first_packet_ms.sort_unstable();
+        tally
+    }
+
+    fn add(&mut self, cell: Option<&Cell>, crash: Crash) {
+        match cell.map(Cell::mark) {
+            Some(Mark::Good) => {
+                self.good += 1;
+                let time = cell.and_then(|cell| cell.first_packet_ms);
+                let at_once = time.filter(|_| crash.is_immediate());
+                self.first_packet_ms.extend(at_once);
+            }
+            Some(Mark::Refused) => self.refused += 1,
+            Some(Mark::Bad) => self.bad += 1,
+            Some(Mark::Impossible) => self.impossible += 1,
+            None => self.not_run += 1,
+        }
+    }
+
+    fn join(tallies: &[Self]) -> Self {
+        let sum = |field: fn(&Self) -> usize| tallies.iter().map(field).sum();
+        let times = tallies.iter().flat_map(|tally| &tally.first_packet_ms);
+        let mut first_packet_ms: Vec<u64> = times.copied().collect();
+        first_packet_ms.sort_unstable();
+        Self {
+            good: sum(|tally| tally.good),
+            refused: sum(|tally| tally.refused),
+            bad: sum(|tally| tally.bad),
+            impossible: sum(|tally| tally.impossible),
+            not_run: sum(|tally| tally.not_run),
+            first_packet_ms,
+        }
+    }
+
+    fn row(&self, name: &str, text: &mut String) {
+        let share = |of: usize| match of {
+            0 => "-".to_owned(),
+            of => format!("{}.{} %", self.good * 100 / of, self.good * 1000 / of % 10),
+        };
+        let run = share(self.good + self.bad);
+        let all = share(self.good + self.bad + self.not_run);
+        let times = &self.first_packet_ms;
+        let time = match (times.get(times.len() / 2), times.last()) {
+            (Some(median), Some(worst)) => format!("{median} ms, {worst} ms"),
+            _ => "-".to_owned(),
+        };
+        let (good, refused, bad) = (self.good, self.refused, self.bad);
+        let (impossible, not_run) = (self.impossible, self.not_run);
         put(
             text,
             format_args!(
-                "From the crash to its first datagram: median {median} ms, worst {worst} ms, over {} cells whose kernel panics at once (emulated CPUs).\n",
-                times.len()
+                "| {name} | {good} | {bad} | {refused} | {impossible} | {not_run} | {run} | {all} | {time} |\n"
             ),
         );
     }
 }
 
+/// What a cell has shown. A card that was refused on a kernel is so whatever the crash would be.
+fn find<'a>(kernel: &str, nic: Nic, crash: Crash, cells: &'a [Cell]) -> Option<&'a Cell> {
+    let of_card = |cell: &&Cell| cell.line == kernel && cell.nic == nic.name();
+    let cell = cells
+        .iter()
+        .filter(of_card)
+        .find(|cell| cell.crash == crash.name());
+    cell.or_else(|| {
+        let mut of_card = cells.iter().filter(of_card);
+        of_card.find(|cell| cell.mark() == Mark::Refused)
+    })
+}
+
+fn totals(text: &mut String, kernels: &[String], cells: &[Cell]) {
+    text.push_str(
+        "\n| kernel | Ok | not Ok | refused | not possible | not run | Ok of those run | Ok of all possible | panic to first packet: median, worst |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    let tallies: Vec<Tally> = kernels
+        .iter()
+        .map(|kernel| Tally::of(kernel, cells))
+        .collect();
+    for (kernel, tally) in kernels.iter().zip(&tallies) {
+        tally.row(kernel, text);
+    }
+    let all = Tally::join(&tallies);
+    all.row("all", text);
+    put(
+        text,
+        format_args!(
+            "\nThe shares leave out what is refused or not possible. The time is that of {} cells whose kernel panics at once, on emulated\n\
+             CPUs that share two real ones.\n",
+            all.first_packet_ms.len()
+        ),
+    );
+}
+
 fn table(text: &mut String, kernel: &str, cells: &[Cell]) {
-    let of_kernel: Vec<&Cell> = cells.iter().filter(|cell| cell.line == kernel).collect();
-    let release = of_kernel.first().map_or("", |cell| cell.kernel.as_str());
-    put(text, format_args!("\n## {kernel} {release}\n\n| crash |"));
+    let of_kernel = cells.iter().filter(|cell| cell.line == kernel);
+    let releases: BTreeSet<&str> = of_kernel.map(|cell| cell.kernel.as_str()).collect();
+    let releases = Vec::from_iter(releases).join(", ");
+    put(text, format_args!("\n## {kernel} {releases}\n\n| crash |"));
     for nic in Nic::value_variants() {
         put(text, format_args!(" {} |", nic.name()));
     }
@@ -175,13 +261,11 @@ fn table(text: &mut String, kernel: &str, cells: &[Cell]) {
     for crash in Crash::value_variants() {
         put(text, format_args!("| {} |", crash.name()));
         for nic in Nic::value_variants() {
-            let found = of_kernel.iter().find(|cell| {
-                (cell.nic.as_str(), cell.crash.as_str()) == (nic.name(), crash.name())
-            });
-            let word = found.map_or("", |cell| match (cell.mark(), cell.verdict.as_str()) {
-                (Mark::Good, "Refused") => "refused",
-                (Mark::Impossible, _) => "-",
-                (_, verdict) => verdict,
+            let found = find(kernel, *nic, *crash, cells);
+            let word = found.map_or("", |cell| match cell.mark() {
+                Mark::Refused => "refused",
+                Mark::Impossible => "-",
+                Mark::Good | Mark::Bad => &cell.verdict,
             });
             put(text, format_args!(" {word} |"));
         }
@@ -259,22 +343,33 @@ mod tests {
         }
     }
 
+    fn line(verdict: &str) -> String {
+        format!(
+            "{{\"line\":\"6.1\",\"kernel\":\"6.1.0-1-amd64\",\"nic\":\"e1000\",\"crash\":\"panic\",\"verdict\":\"{verdict}\",\
+             \"why\":\"{verdict}\",\"first_packet_ms\":7,\"pages_checked\":1,\"skipped\":0}}\n"
+        )
+    }
+
+    #[test]
+    fn a_card_that_is_refused_is_so_after_every_crash_and_another_is_not_ok() {
+        let text = line("Refused") + &line("Refused").replace("e1000", "rtl8139");
+        let page = page(&["6.1".to_owned()], &parse(&text).unwrap());
+        let crashes = Crash::value_variants().len();
+        assert_eq!(page.matches(" refused |\n").count(), crashes, "{page}");
+        assert!(page.contains("| panic |  | Refused |"), "{page}");
+        let row = format!("| 6.1 | 0 | 1 | {crashes} | 0 |");
+        assert!(page.contains(&row), "{page}");
+    }
+
     #[test]
     fn a_cell_that_was_run_again_replaces_the_first() {
-        let cell = |verdict: &str| {
-            format!(
-                "{{\"line\":\"6.1\",\"kernel\":\"6.1.0-1-amd64\",\"nic\":\"e1000\",\"crash\":\"panic\",\"verdict\":\"{verdict}\",\
-                 \"why\":\"{verdict}\",\"first_packet_ms\":7,\"pages_checked\":1,\"skipped\":0}}\n"
-            )
-        };
+        let cell = line;
         let cells = parse(&(cell("Stalled") + &cell("Ok"))).unwrap();
         assert_eq!(cells.len(), 1);
         let page = page(&["6.1".to_owned()], &cells);
         assert!(page.contains("| panic |  | Ok |"), "{page}");
-        assert!(
-            page.contains("median 7 ms, worst 7 ms, over 1 cells"),
-            "{page}"
-        );
+        let row = "| 6.1 | 1 | 0 | 0 | 0 | 203 | 100.0 % | 0.4 % | 7 ms, 7 ms |";
+        assert!(page.contains(row), "{page}");
         let unknown = cell("Ok").replace("panic", "panik");
         assert!(parse(&unknown).is_err());
     }

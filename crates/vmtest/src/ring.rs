@@ -1,7 +1,7 @@
 //! The descriptor rings of the guest's network device, as QEMU knows them: memory that driver and
 //! device write with each frame, wherever the driver put it.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use crate::memory::GuestMemory;
@@ -19,15 +19,27 @@ const VIRTIO_QUEUES: u16 = 3;
 /// after the other.
 const E1000_RECEIVE: u64 = 0x2800;
 const E1000_TRANSMIT: u64 = 0x3800;
+/// The same of the first queue of igb, and from one queue to the next.
+const IGB_RECEIVE: u64 = 0xc000;
+const IGB_TRANSMIT: u64 = 0xe000;
+const IGB_QUEUE: u64 = 0x40;
+const IGB_QUEUES: u64 = 16;
+/// What QEMU shows as the address of registers that nobody mapped, as igb's virtual functions are.
+const UNMAPPED: u64 = u64::MAX;
 
-/// Where the rings of the only network device, of kind `nic`, lie.
+/// Where the rings of the network devices, all of kind `nic`, lie.
 ///
 /// # Errors
 /// If QEMU does not say.
 pub fn rings(qmp: &mut Qmp, nic: Nic, memory: &GuestMemory) -> Result<Vec<Range>> {
     match nic {
         Nic::VirtioNet => virtio_rings(qmp),
-        Nic::E1000 | Nic::E1000e => e1000_rings(qmp),
+        Nic::E1000 | Nic::E1000e => intel_rings(qmp, &[E1000_RECEIVE, E1000_TRANSMIT]),
+        Nic::Igb => {
+            let queues = (0..IGB_QUEUES).map(|queue| queue * IGB_QUEUE);
+            let rings = queues.flat_map(|at| [IGB_RECEIVE + at, IGB_TRANSMIT + at]);
+            intel_rings(qmp, &rings.collect::<Vec<u64>>())
+        }
         Nic::Vmxnet3 => vmxnet3_rings(memory),
         // The module never drives it.
         Nic::Rtl8139 => Ok(Vec::new()),
@@ -53,10 +65,27 @@ fn vmxnet3_rings(memory: &GuestMemory) -> Result<Vec<Range>> {
         .ranges()
         .into_iter()
         .flat_map(|(start, end)| start / PAGE_SIZE as u64..end / PAGE_SIZE as u64);
-    let shared = pages
+    let shared: Vec<&[u8]> = pages
         .filter_map(|pfn| memory.page(pfn))
-        .find(|page| word_at(page, 0) & 0xffff_ffff == VMXNET3_MAGIC)
-        .context("no page of the guest is what vmxnet3 shares with its device")?;
+        .filter(|page| word_at(page, 0) & 0xffff_ffff == VMXNET3_MAGIC)
+        .collect();
+    ensure!(
+        !shared.is_empty(),
+        "no page of the guest is what vmxnet3 shares with its device"
+    );
+    // A page that a driver gave back may look like one still.
+    let rings = shared
+        .into_iter()
+        .map(|page| vmxnet3_rings_of(memory, page));
+    let found: Vec<Range> = rings.filter_map(Result::ok).flatten().collect();
+    ensure!(
+        !found.is_empty(),
+        "what vmxnet3 shares with its device names no rings in RAM"
+    );
+    Ok(found)
+}
+
+fn vmxnet3_rings_of(memory: &GuestMemory, shared: &[u8]) -> Result<Vec<Range>> {
     let queues = word_at(shared, VMXNET3_QUEUES);
     let counts = [VMXNET3_COUNTS, VMXNET3_COUNTS + 1].map(|at| u64::from(shared[at]));
     let mut rings = vec![(queues, queues + VMXNET3_QUEUE * (counts[0] + counts[1]))];
@@ -82,13 +111,17 @@ fn vmxnet3_rings(memory: &GuestMemory) -> Result<Vec<Range>> {
 
 fn virtio_rings(qmp: &mut Qmp) -> Result<Vec<Range>> {
     let devices = qmp.command("x-query-virtio", &json!({}))?;
-    let path = devices
-        .as_array()
-        .and_then(|devices| devices.iter().find(|device| device["name"] == "virtio-net"))
-        .and_then(|device| device["path"].as_str())
-        .context("QEMU lists no virtio-net device")?;
+    let cards = devices.as_array().into_iter().flatten();
+    let paths: Vec<&str> = cards
+        .filter(|device| device["name"] == "virtio-net")
+        .filter_map(|device| device["path"].as_str())
+        .collect();
+    ensure!(!paths.is_empty(), "QEMU lists no virtio-net device");
     let mut rings = Vec::new();
-    for queue in 0..VIRTIO_QUEUES {
+    for (path, queue) in paths
+        .iter()
+        .flat_map(|path| (0..VIRTIO_QUEUES).map(move |queue| (path, queue)))
+    {
         let arguments = json!({ "path": path, "queue": queue });
         let status = qmp.command("x-query-virtio-queue-status", &arguments)?;
         let field = |name: &str| {
@@ -111,29 +144,33 @@ fn virtio_rings(qmp: &mut Qmp) -> Result<Vec<Range>> {
     Ok(rings)
 }
 
-fn e1000_rings(qmp: &mut Qmp) -> Result<Vec<Range>> {
+fn intel_rings(qmp: &mut Qmp, offsets: &[u64]) -> Result<Vec<Range>> {
     let buses = qmp.command("query-pci", &json!({}))?;
-    let registers = buses
+    let registers: Vec<u64> = buses
         .as_array()
         .into_iter()
         .flatten()
         .flat_map(|bus| bus["devices"].as_array().into_iter().flatten())
-        .find(|device| device.pointer("/class_info/class") == Some(&json!(0x0200)))
-        .and_then(|device| {
-            device["regions"]
-                .as_array()?
-                .iter()
-                .find(|region| region["type"] == "memory")
+        .filter(|device| device.pointer("/class_info/class") == Some(&json!(0x0200)))
+        .filter_map(|device| {
+            let mut regions = device["regions"].as_array()?.iter();
+            let memory = regions.find(|region| region["type"] == "memory")?;
+            memory["address"].as_u64()
         })
-        .and_then(|region| region["address"].as_u64())
-        .context("QEMU lists no Ethernet device with memory")?;
-    [E1000_RECEIVE, E1000_TRANSMIT]
+        .filter(|address| *address != UNMAPPED)
+        .collect();
+    ensure!(
+        !registers.is_empty(),
+        "QEMU lists no Ethernet device with memory"
+    );
+    registers
         .iter()
-        .map(|offset| e1000_ring(qmp, registers + offset))
+        .flat_map(|registers| offsets.iter().map(move |offset| registers + offset))
+        .map(|address| intel_ring(qmp, address))
         .collect()
 }
 
-fn e1000_ring(qmp: &mut Qmp, address: u64) -> Result<Range> {
+fn intel_ring(qmp: &mut Qmp, address: u64) -> Result<Range> {
     let arguments = json!({ "command-line": format!("xp /3wx {address:#x}") });
     let answer = qmp.command("human-monitor-command", &arguments)?;
     let words: Vec<u64> = answer

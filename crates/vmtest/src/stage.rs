@@ -13,6 +13,10 @@ use crate::frame::Format;
 pub const PORT_NAME: &str = "vmtest";
 /// Where the orders lie in the initramfs.
 pub const ORDERS_PATH: &str = "/orders.json";
+/// The UDP port, of nobody, that floods go to.
+pub const FLOOD_PORT: u16 = 9;
+/// Bytes of a flood's datagrams.
+pub const FLOOD_BYTES: usize = 1000;
 /// The UDP port the guest sends its session to.
 pub const SERVER_PORT: u16 = 6666;
 
@@ -31,6 +35,59 @@ pub struct Network {
     pub mtu: Option<u32>,
     /// The guest is armed with a first server that does not exist, before the one that does.
     pub dead_server: bool,
+    /// What the guest's address is on, if not on its network card.
+    pub over: Option<Over>,
+    /// Guest and server flood each other from the guest's word that it crashes on, the server until
+    /// the end.
+    pub traffic: bool,
+}
+
+/// A device of software that is made of network cards.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Over {
+    /// A bridge whose one port is the card.
+    Bridge,
+    /// A bond of two cards, of which one is in use.
+    Bond,
+    /// A bond of two cards by 802.3ad, whose partner does not speak its protocol.
+    #[value(name = "bond-8023ad")]
+    #[serde(rename = "bond-8023ad")]
+    Bond8023ad,
+    /// A macvlan on the card.
+    Macvlan,
+}
+
+impl Over {
+    /// The name of the device in the guest.
+    #[must_use]
+    pub const fn device(self) -> &'static str {
+        match self {
+            Self::Bridge => "br0",
+            Self::Bond | Self::Bond8023ad => "bond0",
+            Self::Macvlan => "macvlan0",
+        }
+    }
+
+    /// The kernel's module for it.
+    #[must_use]
+    pub const fn module(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Bond | Self::Bond8023ad => "bonding",
+            Self::Macvlan => "macvlan",
+        }
+    }
+
+    /// The mode of a bond, as the kernel calls it.
+    #[must_use]
+    pub const fn bond_mode(self) -> Option<&'static str> {
+        match self {
+            Self::Bond => Some("active-backup"),
+            Self::Bond8023ad => Some("802.3ad"),
+            Self::Bridge | Self::Macvlan => None,
+        }
+    }
 }
 
 impl Network {
@@ -65,7 +122,24 @@ impl Network {
     #[must_use]
     pub fn device(self) -> String {
         let vlan = self.vlan.map(|vlan| format!(".{vlan}"));
-        format!("{DEVICE}{}", vlan.unwrap_or_default())
+        format!("{}{}", self.base(), vlan.unwrap_or_default())
+    }
+
+    /// The same without its VLAN.
+    #[must_use]
+    pub fn base(self) -> &'static str {
+        self.over.map_or(DEVICE, Over::device)
+    }
+
+    /// The guest's network cards.
+    #[must_use]
+    pub fn cards(self) -> &'static [&'static str] {
+        let bond = self.over.and_then(Over::bond_mode);
+        if bond.is_some() {
+            &[DEVICE, "eth1"]
+        } else {
+            &[DEVICE]
+        }
     }
 
     fn address(self, last: u8) -> IpAddr {
@@ -195,4 +269,24 @@ pub struct Kernel {
     /// The slab caches that buffers of the network come from: bytes from object to object, and
     /// where in a free one the pointer to the next lies.
     pub slabs: Vec<(u64, u64)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_on_the_topmost_device() {
+        let device = |over, vlan| {
+            let network = Network {
+                over,
+                vlan,
+                ..Network::default()
+            };
+            (network.device(), network.cards().len())
+        };
+        assert_eq!(device(None, None), ("eth0".to_owned(), 1));
+        assert_eq!(device(Some(Over::Bridge), Some(7)), ("br0.7".to_owned(), 1));
+        assert_eq!(device(Some(Over::Bond), None), ("bond0".to_owned(), 2));
+    }
 }

@@ -30,6 +30,8 @@ pub enum Nic {
     Vmxnet3,
     /// Realtek 8139, PCI.
     Rtl8139,
+    /// Intel 82576, PCI Express with a queue for each CPU; QEMU 8.0 and newer.
+    Igb,
 }
 
 impl Nic {
@@ -42,6 +44,7 @@ impl Nic {
             Self::E1000e => "e1000e",
             Self::Vmxnet3 => "vmxnet3",
             Self::Rtl8139 => "rtl8139",
+            Self::Igb => "igb",
         }
     }
 
@@ -55,6 +58,7 @@ impl Nic {
             Self::Vmxnet3 => "vmxnet3",
             // QEMU's has the revision that 8139too leaves to 8139cp.
             Self::Rtl8139 => "8139cp",
+            Self::Igb => "igb",
         }
     }
 
@@ -65,9 +69,15 @@ impl Nic {
             Self::E1000e => "e1000e",
             Self::Vmxnet3 => "vmxnet3",
             Self::Rtl8139 => "rtl8139",
+            Self::Igb => "igb",
         }
     }
 }
+
+/// Long enough that what a busy host adds between two looks at clocks is little beside it.
+const TSC_SAMPLE: Duration = Duration::from_millis(100);
+/// The unit of times in /proc (`USER_HZ`), the same on every x86-64 kernel.
+const TICKS_PER_SECOND: u64 = 100;
 
 /// How QEMU runs the guest's instructions.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -96,6 +106,8 @@ pub struct Guest<'a> {
     pub cpus: u32,
     /// Network device.
     pub nic: Nic,
+    /// How many of them; several are on one wire.
+    pub cards: usize,
     /// How to run it.
     pub accelerator: Accelerator,
     /// Words of the kernel's command line beyond those that every guest has.
@@ -248,10 +260,7 @@ impl Vm {
             "-netdev",
             &format!("dgram,id=wire,local.type=fd,local.str={wire_number}"),
         ]);
-        command.args([
-            "-device",
-            &format!("{},netdev=wire,romfile=", guest.nic.device()),
-        ]);
+        command.args(cards(guest));
         let errors = fs::File::create(guest.errors)
             .with_context(|| format!("cannot write {}", guest.errors.display()))?;
         command
@@ -276,6 +285,23 @@ impl Vm {
             accelerator: guest.accelerator,
             command_line,
         })
+    }
+
+    /// The time that processors have spent on this machine, by the host's count (`man 5 proc`); 0
+    /// when it is gone.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        // The program's name, in parentheses, may hold anything.
+        let fields = stat.unwrap_or_default();
+        let fields = fields.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let ticks: u64 = fields
+            .split_ascii_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<u64>().ok())
+            .sum();
+        Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
     }
 
     /// The page at physical address `address` as QEMU itself saves it, by way of the file
@@ -311,9 +337,55 @@ impl Drop for Vm {
     }
 }
 
+/// The rate of this host's time stamp counter, which is that of an emulated CPU too, by its own clock.
+fn host_tsc_khz() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction; it reads a counter and nothing else.
+    let ticks = || unsafe { std::arch::x86_64::_rdtsc() };
+    let (start, before) = (Instant::now(), ticks());
+    std::thread::sleep(TSC_SAMPLE);
+    let (passed, after) = (start.elapsed(), ticks());
+    let microseconds = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX);
+    after.saturating_sub(before).saturating_mul(1000) / microseconds.max(1)
+}
+
+/// The name of the card of this number, where there are several.
+#[must_use]
+pub fn card_name(number: usize) -> String {
+    format!("card{number}")
+}
+
+/// The cards on the wire: one on it itself, several by way of a hub.
+fn cards(guest: &Guest<'_>) -> Vec<String> {
+    let card = |wire: &str| {
+        let device = format!("{},netdev={wire},romfile=", guest.nic.device());
+        ["-device".to_owned(), device]
+    };
+    if guest.cards == 1 {
+        return card("wire").into();
+    }
+    let port = |name: &str, wire: &str| {
+        [
+            "-netdev".to_owned(),
+            format!("hubport,id={name},hubid=0{wire}"),
+        ]
+    };
+    let mut arguments = port("uplink", ",netdev=wire").to_vec();
+    for number in 0..guest.cards {
+        let name = card_name(number);
+        arguments.extend(port(&name, ""));
+        arguments.extend(card(&name));
+    }
+    arguments
+}
+
 fn machine_arguments(guest: &Guest<'_>, memory_size: u64) -> Vec<String> {
     // As Debian has it, a kernel stays dead by itself: one that reboots was rebooted by netdump.
-    let kernel_command_line = format!("panic=0 printk.time=1 {}", guest.words);
+    // An emulated timer of a busy host fails the kernel's check of it, which hypervisors switch off.
+    let mut kernel_command_line = format!("panic=0 printk.time=1 no_timer_check {}", guest.words);
+    if guest.accelerator == Accelerator::Tcg {
+        // What the guest measures on a busy host is wrong by several times, and all its times with it.
+        kernel_command_line += &format!(" tsc_early_khz={}", host_tsc_khz());
+    }
     // TCG emulates `rep movsb` byte by byte, several times slower than the word moves that the
     // kernel takes instead where a processor does not claim that it is fast.
     let (accelerator, cpu) = match guest.accelerator {
@@ -372,4 +444,42 @@ fn inherit(command: &mut Command, file: BorrowedFd<'_>) -> Result<RawFd> {
         });
     }
     Ok(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_cards_are_on_one_wire_and_each_has_a_name_for_the_monitor() {
+        let path = Path::new("/x");
+        let guest = |cards: usize| Guest {
+            kernel: path,
+            initramfs: path,
+            console: path,
+            errors: path,
+            cpus: 1,
+            nic: Nic::E1000,
+            cards,
+            accelerator: Accelerator::Tcg,
+            words: "",
+        };
+        assert_eq!(
+            cards(&guest(1)).join(" "),
+            "-device e1000,netdev=wire,romfile="
+        );
+        let two = cards(&guest(2)).join(" ");
+        assert!(
+            two.starts_with("-netdev hubport,id=uplink,hubid=0,netdev=wire "),
+            "{two}"
+        );
+        for number in 0..2 {
+            let name = card_name(number);
+            assert!(
+                two.contains(&format!("hubport,id={name},hubid=0 ")),
+                "{two}"
+            );
+            assert!(two.contains(&format!("e1000,netdev={name},")), "{two}");
+        }
+    }
 }

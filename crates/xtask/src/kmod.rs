@@ -75,6 +75,8 @@ fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
         files: &[
             "Kbuild",
             "abi.h",
+            "bond.c",
+            "bond.h",
             "console.c",
             "console.h",
             "doze.c",

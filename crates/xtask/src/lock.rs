@@ -77,6 +77,8 @@ pub(crate) enum Role {
     CrashReader,
     /// `makedumpfile`, whose choice of pages the filter is compared with, and its libraries.
     Makedumpfile,
+    /// A newer QEMU than the machine's, for network cards that that one has not, and its firmware.
+    Qemu,
 }
 
 /// One pinned Python package.

@@ -64,6 +64,12 @@ pub(crate) fn vmlinux(release: &str) -> Result<PathBuf> {
     if is_sealed(&seal, &set) && file.exists() {
         return Ok(file);
     }
+    // It lies where the kernel itself does: in /boot, or beside the modules, as Debian has it from 7.3 on.
+    let member = if image(release)?.join("boot").exists() {
+        format!("boot/vmlinux-{release}")
+    } else {
+        format!("lib/modules/{release}/vmlinux")
+    };
     let _only_writer = cache::hold()?;
     fs::create_dir_all(&folder)?;
     let debs = apt::fetch(&set)?;
@@ -72,11 +78,7 @@ pub(crate) fn vmlinux(release: &str) -> Result<PathBuf> {
     };
     let _step = output::step(format!("unpacking vmlinux of {release}"));
     let partial = folder.join(format!("{release}.partial"));
-    extract_one(
-        deb,
-        &format!("./usr/lib/debug/boot/vmlinux-{release}"),
-        &partial,
-    )?;
+    extract_one(deb, &format!("./usr/lib/debug/{member}"), &partial)?;
     fs::rename(&partial, &file)?;
     fs::write(&seal, seal_text(&set))?;
     fs::remove_file(deb).with_context(|| format!("cannot remove {}", deb.display()))?;
@@ -161,6 +163,29 @@ pub(crate) fn crash_reader() -> Result<Vec<String>> {
 /// The packages are not cached and cannot be fetched.
 pub(crate) fn makedumpfile() -> Result<Vec<String>> {
     with_libraries(Role::Makedumpfile, "usr/bin/makedumpfile")
+}
+
+/// A QEMU newer than Debian 12's, which has igb. It is used beside the machine's own, so it is
+/// told where its firmware lies.
+///
+/// # Errors
+/// The packages are not cached and cannot be fetched.
+pub(crate) fn newer_qemu() -> Result<PathBuf> {
+    let root = ensure_set(Role::Qemu, None, |_| Ok(()))?;
+    let script = root.join("qemu");
+    let inside = |path: &str| root.join(path).display().to_string();
+    let text = format!(
+        "#!/bin/sh\nexec {} -L {} -L {} \"$@\"\n",
+        inside("usr/bin/qemu-system-x86_64"),
+        inside("usr/share/qemu"),
+        inside("usr/share/seabios")
+    );
+    if fs::read_to_string(&script).is_ok_and(|found| found == text) {
+        return Ok(script);
+    }
+    fs::write(&script, text).with_context(|| format!("cannot write {}", script.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    Ok(script)
 }
 
 /// The command that runs a program of a set with the set's own loader and libraries.

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
@@ -12,6 +13,8 @@ use serde::Deserialize;
 use crate::kmod::{self, Variant};
 use crate::{cache, command, output, packages, tools};
 
+/// The network card that the machine's own QEMU may not have (8.0 brought it).
+const NEWER_NIC: &str = "igb";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The guest, its network, its end, and how closely to look.
@@ -20,7 +23,7 @@ pub(crate) struct Guest {
     /// Line or release of the kernel, see `cargo xtask kernels list`.
     #[arg(long, default_value = "6.1")]
     pub(crate) kernel: String,
-    /// The network card: virtio-net, e1000, e1000e, vmxnet3, rtl8139.
+    /// The network card: virtio-net, e1000, e1000e, vmxnet3, rtl8139, igb.
     #[arg(long, default_value = "virtio-net")]
     pub(crate) nic: String,
     /// How the kernel ends: panic, oops-softirq, sysrq and others; a wrong name lists them.
@@ -41,6 +44,13 @@ pub(crate) struct Guest {
     /// MTU of the guest's network card, up to 9000.
     #[arg(long)]
     pub(crate) mtu: Option<u32>,
+    /// The guest's address is on a device made of its network card, or of two: bridge, bond,
+    /// bond-8023ad, macvlan.
+    #[arg(long)]
+    pub(crate) over: Option<String>,
+    /// Guest and server flood each other when it crashes.
+    #[arg(long)]
+    pub(crate) traffic: bool,
     /// Arm the guest with a first server that does not exist.
     #[arg(long)]
     pub(crate) dead_server: bool,
@@ -103,6 +113,8 @@ impl Default for Guest {
             ip6: false,
             vlan: None,
             mtu: None,
+            over: None,
+            traffic: false,
             dead_server: false,
             loss: None,
             duplicate: None,
@@ -152,6 +164,7 @@ pub(crate) struct Run {
 }
 
 /// What runs in the guest and beside it.
+#[derive(Clone)]
 pub(crate) struct Binaries {
     pub(crate) vmtest: PathBuf,
     pub(crate) guest_init: PathBuf,
@@ -224,6 +237,9 @@ fn prepare(guest: &Guest, variant: Variant) -> Result<Run> {
         .arg("--guest-init")
         .arg(&binaries.guest_init);
     command.arg("--keep").arg(&folder);
+    if guest.nic == NEWER_NIC {
+        command.arg("--qemu").arg(packages::newer_qemu()?);
+    }
     command.args(guest.options());
     if guest.symbols {
         command.arg("--vmlinux").arg(packages::vmlinux(release)?);
@@ -260,6 +276,7 @@ impl Guest {
         option("cpus", Some(self.cpus.to_string()));
         option("vlan", self.vlan.map(|vlan| vlan.to_string()));
         option("mtu", self.mtu.map(|mtu| mtu.to_string()));
+        option("over", self.over.clone());
         option("fill", self.fill.clone());
         option("format", self.format.clone());
         option("filter", self.filter.map(|level| level.to_string()));
@@ -268,6 +285,7 @@ impl Guest {
             ("--keep-user", self.keep_user),
             ("--console", self.console),
             ("--ip6", self.ip6),
+            ("--traffic", self.traffic),
             ("--dead-server", self.dead_server),
         ] {
             options.extend(wanted.then(|| name.to_owned()));
@@ -294,8 +312,13 @@ impl Guest {
     }
 }
 
-/// Builds what runs in the guest and beside it. Static, because the guest has no libraries.
+/// Builds what runs in the guest and beside it, once in a process: a matrix of many guests is of one
+/// build. Static, because the guest has no libraries.
 pub(crate) fn binaries() -> Result<Binaries> {
+    static BUILT: OnceLock<Binaries> = OnceLock::new();
+    if let Some(built) = BUILT.get() {
+        return Ok(built.clone());
+    }
     let _step = output::step("building netdump, vmtest and the guest's first program");
     let mut cargo = Command::new("cargo");
     cargo.args([
@@ -316,13 +339,14 @@ pub(crate) fn binaries() -> Result<Binaries> {
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .current_dir(cache::tree());
     let messages = command::capture(&mut cargo)?;
-    Ok(Binaries {
+    let built = Binaries {
         vmtest: executable(&messages, "vmtest")?,
         guest_init: executable(&messages, "guest_init")?,
         peer_init: executable(&messages, "peer_init")?,
         console_init: executable(&messages, "console_init")?,
         netdump: executable(&messages, "netdump")?,
-    })
+    };
+    Ok(BUILT.get_or_init(|| built).clone())
 }
 
 /// Finds a program among cargo's messages, which know where cargo puts things whatever the

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 use std::thread;
@@ -22,8 +22,8 @@ use vmtest::guest::{
 };
 use vmtest::pattern::{self, PAGE_SIZE};
 use vmtest::stage::{
-    CRASH_DELAY, DEVICE, Fill, IMAGE_SYMBOLS, Kernel, Network, ORDERS_PATH, Orders, PatternRun,
-    SERVER_PORT, Stage,
+    CRASH_DELAY, DEVICE, FLOOD_BYTES, FLOOD_PORT, Fill, IMAGE_SYMBOLS, Kernel, Network,
+    ORDERS_PATH, Orders, PatternRun, SERVER_PORT, Stage,
 };
 
 /// Pages of the pattern in user memory: 8 MiB.
@@ -93,6 +93,9 @@ fn guest() -> Result<()> {
     if !prepare(&mut port, orders.crash)? {
         return Ok(());
     }
+    if orders.network.traffic {
+        flood(orders.network)?;
+    }
     tell(&mut port, &Stage::Crashing)?;
     thread::sleep(CRASH_DELAY);
     crash(&mut port, orders.crash)?;
@@ -120,6 +123,26 @@ fn configure_and_arm(port: &mut File, orders: &Orders) -> Result<bool> {
             tell(port, &Stage::Refused { why }).map(|()| false)
         }
     }
+}
+
+/// Sends as fast as it can, from two threads, until the end.
+fn flood(network: Network) -> Result<()> {
+    for _ in 0..2 {
+        let any: IpAddr = if network.ip6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        let socket = UdpSocket::bind((any, 0)).context("cannot make a socket for the flood")?;
+        socket.connect((network.server(), FLOOD_PORT))?;
+        thread::spawn(move || {
+            loop {
+                // A full queue is what a flood is for; nothing else can fail before the crash.
+                std::hint::black_box(socket.send(&[b'f'; FLOOD_BYTES]).is_ok());
+            }
+        });
+    }
+    Ok(())
 }
 
 /// Keeps the network card and its statistics busy, for the crashes that wait for that; gives how
