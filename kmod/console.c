@@ -97,17 +97,19 @@ static u64 nd_ring_state_of(u64 id)
  */
 static u64 nd_ring_first(void)
 {
-	u64 from = nd_kernel_word(nd_ring.tail) & ND_ID_MASK, to = nd_kernel_word(nd_ring.head) & ND_ID_MASK;
+	u64 tail = nd_kernel_word(nd_ring.tail) & ND_ID_MASK, from = 0;
+	/* Descriptor numbers begin anew after the highest one, which in newer kernels comes soon. */
+	u64 to = (nd_kernel_word(nd_ring.head) - tail) & ND_ID_MASK;
 
 	while (from < to) {
-		u64 middle = from + (to - from) / 2, state = nd_ring_state_of(middle);
+		u64 middle = from + (to - from) / 2, id = (tail + middle) & ND_ID_MASK, state = nd_ring_state_of(id);
 
-		if ((state & ND_ID_MASK) != middle || state >> ND_STATE_SHIFT == ND_DESC_REUSABLE)
+		if ((state & ND_ID_MASK) != id || state >> ND_STATE_SHIFT == ND_DESC_REUSABLE)
 			from = middle + 1;
 		else
 			to = middle;
 	}
-	return from;
+	return (tail + from) & ND_ID_MASK;
 }
 
 /*
@@ -116,9 +118,10 @@ static u64 nd_ring_first(void)
  */
 static bool nd_ring_find_base(void)
 {
-	u64 id = nd_ring_first(), end = id + 64, state, sequence;
+	u64 id = nd_ring_first(), state, sequence;
+	int tries;
 
-	for (; id < end; id++) {
+	for (tries = 0; tries < 64; tries++, id = (id + 1) & ND_ID_MASK) {
 		state = nd_ring_state_of(id);
 		smp_rmb();
 		sequence = nd_kernel_word(nd_ring.infos + (id & (nd_ring.count - 1)) * nd_ring.info_bytes + nd_ring.seq);
@@ -225,6 +228,11 @@ static enum nd_ring_read nd_ring_state(u64 state, u64 id)
 {
 	u64 behind = ((state & ND_ID_MASK) - id) & ND_ID_MASK;
 
+	/* Never used: its number says nothing. Or it is number 0, which is being written. */
+	if (!state) {
+		nd_ring.pending |= !id;
+		return ND_RING_NOT_YET;
+	}
 	if (behind)
 		return behind >> (ND_STATE_SHIFT - 1) ? ND_RING_NOT_YET : ND_RING_OVERWRITTEN;
 	switch (state >> ND_STATE_SHIFT) {

@@ -10,9 +10,9 @@ pub const AHEAD_DATAGRAMS_MAX: usize = 64;
 pub const REPLY_DELAY: Micros = Micros::from_millis(20);
 /// What is missing is asked for again after so long.
 pub const ASK_EVERY: Micros = Micros::from_millis(100);
-/// A hole is given up after so long a silence of its host...
+/// A host that has been silent for so long may be dead: what it said behind a hole is written...
 pub const HOLE_SILENCE: Micros = Micros::from_millis(450);
-/// ... and after so long whatever happens.
+/// ... but the hole itself is asked for longer, because a host may also have been held up.
 pub const HOLE_MAX: Micros = Micros::from_secs(5);
 /// Datagrams that are answered at once.
 const REPLY_EVERY: u32 = 16;
@@ -121,6 +121,14 @@ impl Server {
         Some(lost)
     }
 
+    /// Getter: something is missing, and its host has been silent for so long that it may be dead. Its
+    /// caller is to write what is kept now, out of order; nothing else changes: what is missing is
+    /// asked for further, and what is kept stays kept.
+    #[must_use]
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.ahead_used > 0 && now >= self.heard_at + HOLE_SILENCE
+    }
+
     /// In: the host is gone or the server ends: what is missing is given up at once.
     pub fn abandon(&mut self, now: Instant) -> Option<Range> {
         let lost = self.hole(0)?;
@@ -169,8 +177,7 @@ impl Server {
     }
 
     fn give_up_at(&self) -> Option<Instant> {
-        (self.ahead_used > 0)
-            .then(|| (self.heard_at + HOLE_SILENCE).min(self.hole_since + HOLE_MAX))
+        (self.ahead_used > 0).then(|| self.hole_since + HOLE_MAX)
     }
 
     /// The `index`-th run that is missing before something that is kept.
@@ -236,6 +243,9 @@ impl Server {
         let passed = ahead.iter().take_while(|kept| kept.end <= next).count();
         self.ahead.rotate_left(passed);
         self.ahead_used = before.saturating_sub(passed);
-        self.hole_since = now;
+        // A host that is gone fills the next hole as little as this one.
+        if now < self.heard_at + HOLE_MAX {
+            self.hole_since = now;
+        }
     }
 }

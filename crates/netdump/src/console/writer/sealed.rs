@@ -38,10 +38,35 @@ struct Boot {
     engine: Server,
     /// Opened datagrams that came early.
     kept: Vec<Vec<u8>>,
+    /// What of them is written already.
+    early: Early,
     /// Who is answered, and how.
     peer: Peer,
     header: Header,
     keys: SessionKeys,
+}
+
+/// What of a boot is written although something before it is missing.
+#[derive(Default)]
+struct Early {
+    /// Runs that are written.
+    written: Vec<Range>,
+    /// All below this is written, or told to be missing.
+    told: u64,
+    /// All that is kept is among it.
+    done: bool,
+}
+
+impl Early {
+    fn has(&self, sequence: u64) -> bool {
+        let mut runs = self.written.iter();
+        runs.any(|run| (run.first..run.end).contains(&sequence))
+    }
+
+    /// Forgets what is below `next`: all of that has been dealt with.
+    fn forget(&mut self, next: u64) {
+        self.written.retain(|run| run.end > next);
+    }
 }
 
 impl Writer<'_> {
@@ -71,6 +96,7 @@ impl Writer<'_> {
                     host,
                     engine,
                     kept: Vec::new(),
+                    early: Early::default(),
                     peer,
                     header,
                     keys,
@@ -81,11 +107,16 @@ impl Writer<'_> {
         let begin = self.pass.text.len();
         match boot.engine.handle(now, &log.head) {
             Taken::Write(from) => {
+                self.pass.counts.datagrams += 1;
                 self.ensure_file(boot.host, at_us, from);
-                self.entries(at_us, &log, from);
+                self.entries(at_us, &log, from, &boot.early);
                 self.release(&mut boot, now, at_us);
             }
-            Taken::Keep => boot.kept.push(body.to_vec()),
+            Taken::Keep => {
+                self.pass.counts.datagrams += 1;
+                boot.early.done = false;
+                boot.kept.push(body.to_vec());
+            }
             Taken::Known | Taken::NoRoom => {}
         }
         self.close(boot.host, begin);
@@ -132,24 +163,67 @@ impl Writer<'_> {
     fn release(&mut self, boot: &mut Boot, now: Instant, at_us: u64) {
         while let Some((index, log)) = lowest(&boot.kept) {
             let Some(from) = boot.engine.release(now, &log.head) else {
-                return;
+                break;
             };
-            self.entries(at_us, &log, from);
+            self.entries(at_us, &log, from, &boot.early);
             boot.kept.swap_remove(index);
         }
+        boot.early.forget(boot.engine.next());
     }
 
-    /// Writes a datagram's entries from sequence number `from` on.
-    fn entries(&mut self, at_us: u64, log: &Log<'_>, from: u64) {
-        self.pass.counts.datagrams += 1;
+    /// Writes what is kept of a host that may be dead, with what is missing before each named. What
+    /// comes all the same is written behind it.
+    fn write_early(&mut self, boot: &mut Boot, at_us: u64) {
+        let mut order: Vec<Log<'_>> = boot
+            .kept
+            .iter()
+            .filter_map(|kept| Log::decode(kept))
+            .collect();
+        order.sort_by_key(|log| log.head.covers.first);
+        let mut at = boot.engine.next();
+        for log in &order {
+            let Range { first, end } = log.head.covers;
+            self.ensure_file(boot.host, at_us, at);
+            self.miss(
+                at_us,
+                Range {
+                    first: at.max(boot.early.told),
+                    end: first,
+                },
+            );
+            self.entries(at_us, log, at, &boot.early);
+            boot.early.written.push(Range {
+                first: first.max(at),
+                end,
+            });
+            at = at.max(end);
+        }
+        boot.early.told = boot.early.told.max(at);
+        boot.early.done = true;
+    }
+
+    fn miss(&mut self, at_us: u64, range: Range) {
+        let count = range.count();
+        if count == 0 {
+            return;
+        }
+        self.pass.counts.gaps += count;
+        let (first, last) = (range.first, range.end - 1);
+        let text = format_args!("{count} records, {first} to {last}, have not come yet");
+        self.pass.note(at_us, (Note::Gap, &[first, last]), text);
+    }
+
+    /// Writes a datagram's entries from sequence number `from` on, but for those that are written.
+    fn entries(&mut self, at_us: u64, log: &Log<'_>, from: u64, early: &Early) {
         for entry in log.entries() {
             let covers = entry.covers();
-            if covers.end <= from {
+            if covers.end <= from || early.has(covers.first.max(from)) {
                 continue;
             }
             match entry {
                 Entry::Record(seq, record) => {
                     self.pass.counts.records += 1;
+                    self.pass.counts.late += u64::from(seq < early.told);
                     let head = record.head;
                     let mut dictionary = record.dictionary;
                     let told;
@@ -174,19 +248,22 @@ impl Writer<'_> {
                 }
                 Entry::Skip(range, Skipped::Overwritten) => {
                     let first = range.first.max(from);
-                    self.lose(at_us, Range { first, ..range }, "overwritten in the host");
+                    let told = early.told;
+                    let range = Range { first, ..range };
+                    self.lose(at_us, range, told, "overwritten in the host");
                 }
                 Entry::Skip(_, Skipped::Level | Skipped::Unreadable) => {}
             }
         }
     }
 
-    fn lose(&mut self, at_us: u64, range: Range, why: &str) {
+    /// Tells that records are lost. Those below `told` count as passed over already.
+    fn lose(&mut self, at_us: u64, range: Range, told: u64, why: &str) {
         let count = range.count();
         if count == 0 {
             return;
         }
-        self.pass.counts.gaps += count;
+        self.pass.counts.gaps += range.end.saturating_sub(range.first.max(told));
         self.pass.counts.lost += count;
         let (first, last) = (range.first, range.end - 1);
         let text = format_args!("{count} records, {first} to {last}, are lost: {why}");
@@ -200,6 +277,9 @@ impl Writer<'_> {
         let mut boots = std::mem::take(&mut self.boots.boots);
         for boot in boots.values_mut() {
             let (at_us, begin) = (now_us(), self.pass.text.len());
+            if boot.engine.is_overdue(now) && !boot.early.done {
+                self.write_early(boot, at_us);
+            }
             loop {
                 let lost = if all {
                     boot.engine.abandon(now)
@@ -210,7 +290,7 @@ impl Writer<'_> {
                     break;
                 };
                 self.ensure_file(boot.host, at_us, lost.first);
-                self.lose(at_us, lost, "asked for in vain");
+                self.lose(at_us, lost, boot.early.told, "asked for in vain");
                 self.release(boot, now, at_us);
             }
             self.close(boot.host, begin);

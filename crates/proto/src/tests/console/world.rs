@@ -513,34 +513,58 @@ fn who_is_armed_again_goes_on_where_it_was() {
     assert_eq!(world.judge(), 0);
 }
 
-#[test]
-fn a_dead_host_leaves_a_hole_for_half_a_second() {
-    let mut world = World::new(
-        5,
-        Faults {
-            lose: 0,
-            double: 0,
-            delay: 0,
-        },
-    );
+/// A world in which a host has lost some of what it said and falls silent.
+fn silent() -> World {
+    let faults = Faults {
+        lose: 0,
+        double: 0,
+        delay: 0,
+    };
+    let mut world = World::new(5, faults);
     world.settle();
     world.ring.end += 300;
     world.up.faults.lose = 30;
     world.step(true);
-    let mut waited = 0;
-    // The host is silent from now on; only the server's clock goes on.
-    while world.site.server.next() < world.ring.end && waited < 200 {
+    world
+}
+
+/// Only the server's clock goes on, for so many ticks; after how many what is kept is overdue, and
+/// after how many nothing is kept any more.
+fn alone(world: &mut World, ticks: u32) -> (Option<u32>, Option<u32>) {
+    let (mut overdue, mut over) = (None, None);
+    for tick in 1..=ticks {
         world.now = world.now + TICK;
         for mut datagram in world.up.arrived(world.now) {
             world.site.receive(world.now, &mut datagram);
         }
         world.site.tick(world.now);
-        waited += 1;
-        if world.site.kept.is_empty() && waited > 100 {
-            break;
+        if world.site.server.is_overdue(world.now) {
+            overdue.get_or_insert(tick);
+        }
+        if world.site.kept.is_empty() {
+            over.get_or_insert(tick);
         }
     }
+    (overdue, over)
+}
+
+#[test]
+fn a_dead_host_leaves_a_hole_that_others_do_not_wait_for() {
+    let mut world = silent();
+    let (overdue, over) = alone(&mut world, 2200);
     let lost: u64 = world.site.lost.iter().map(|range| range.count()).sum();
     assert!(lost > 0 && world.site.kept.is_empty(), "{lost} lost");
-    assert!(waited <= 101, "written after {waited} ticks of 5 ms");
+    // Of 5 ms each: written within half a second, given up after five.
+    assert!(overdue.is_some_and(|ticks| ticks <= 97), "{overdue:?}");
+    assert!(over.is_some_and(|ticks| ticks > 900), "{over:?}");
+}
+
+#[test]
+fn a_host_that_was_held_up_loses_nothing() {
+    let mut world = silent();
+    let (overdue, _) = alone(&mut world, 400);
+    assert!(overdue.is_some() && !world.site.kept.is_empty());
+    world.up.faults.lose = 0;
+    world.settle();
+    assert_eq!(world.judge(), 0);
 }
