@@ -45,6 +45,7 @@ const LOG_SYMBOLS: &[&str] = &[
     "__log_buf",
     "_printk_rb_static_descs",
     "_printk_rb_static_infos",
+    "panic_nbcon_pbufs", // the same for consoles that need no lock, in a panic (6.13 and newer)
     "printk_rb_static",
     "text",             // the line being formatted for a console (static buffer of printk.c)
     "univ8250_console", // the sequence number of the next record for the serial console
@@ -59,6 +60,7 @@ const REBOOT_SYMBOLS: &[&str] = &[
     "reboot_emergency",
     "shootdown_callback",
     "system_state",
+    "virt_rebooting", // no more faults by virtual machines' instructions are to be told (7.x)
     "waiting_for_crash_ipi",
 ];
 
