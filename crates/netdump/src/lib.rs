@@ -16,6 +16,7 @@ pub mod module;
 pub mod netlink;
 pub mod operate;
 pub mod records;
+pub mod seal;
 pub mod send;
 pub mod serve;
 pub mod status;

@@ -22,13 +22,14 @@ mod window;
 use crate::arming::Server;
 use crate::client::composer::{Composer, Next};
 use crate::client::window::Window;
+use crate::keys::KEY_BYTES;
 use crate::record::{BLOCK_BYTES, Hello, Totals};
 use crate::reply::{Action, Opened, Reply, Verdict};
 use crate::time::{Instant, Micros};
 use crate::units::{PacketNumber, Pfn, SessionId};
 use crate::wire::{
     CLIENT_OVERHEAD, DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, HEADER_BYTES, Header,
-    INCARNATION_BYTES, Kind, Reject, open_server, seal_client,
+    INCARNATION_BYTES, Kind, PacketKey, Reject, open_server, seal_client,
 };
 
 pub use crate::client::attempts::{Attempts, MOVES_MAX, SERVER_TRY};
@@ -174,11 +175,11 @@ pub struct Start<'a> {
     pub attempt: u16,
 }
 
-/// The engine. About 120 KiB, without pointers; meant for static storage.
-pub struct Client {
+/// The engine. About 120 KiB, without pointers; meant for static storage. `K` seals its packets.
+pub struct Client<K = [u8; KEY_BYTES]> {
     session: SessionId,
-    client_key: [u8; 32],
-    server_key: [u8; 32],
+    client_key: Option<K>,
+    server_key: [u8; KEY_BYTES],
     attempt: u16,
     first: PacketNumber,
     /// Stream bytes in a full packet.
@@ -210,16 +211,25 @@ struct Heard {
 }
 
 impl Client {
-    /// An engine that has not been started; it is [`Step::Finished`] at once.
+    /// An engine that has not been started; it is [`Step::Finished`] at once. It seals with the
+    /// portable implementation.
     #[must_use]
     pub const fn new() -> Self {
+        Self::with_packet_key()
+    }
+}
+
+impl<K: PacketKey> Client<K> {
+    /// The same, sealing with `K`.
+    #[must_use]
+    pub const fn with_packet_key() -> Self {
         Self {
             session: SessionId {
                 key: crate::units::KeyId(0),
                 arming: crate::units::ArmingId(0),
             },
-            client_key: [0; 32],
-            server_key: [0; 32],
+            client_key: None,
+            server_key: [0; KEY_BYTES],
             attempt: 0,
             first: PacketNumber(0),
             payload_bytes: 0,
@@ -244,7 +254,7 @@ impl Client {
             .datagram_bytes
             .clamp(DATAGRAM_BYTES_MIN, DATAGRAM_BYTES_MAX);
         self.session = start.server.session;
-        self.client_key = start.server.keys.client;
+        self.client_key = Some(K::prepare(&start.server.keys.client));
         self.server_key = start.server.keys.server;
         self.attempt = start.attempt;
         self.first = start.first;
@@ -391,7 +401,9 @@ impl Client {
                 Next::Blocked => break,
             }
         }
-        let Some(len) = seal_client(&self.client_key, &self.header(), buffer, self.filled) else {
+        let key = self.client_key.as_ref();
+        let sealed = key.and_then(|key| seal_client(key, &self.header(), buffer, self.filled));
+        let Some(len) = sealed else {
             // The caller gave a buffer smaller than it promised: no packet can be made.
             self.ended = true;
             return Step::Finished(Outcome {

@@ -10,7 +10,7 @@
 //! What arrives ahead of its turn is kept in a [`Hold`] of the caller's, so that the caller owns,
 //! bounds and counts that memory.
 
-use crate::keys::SessionKeys;
+use crate::keys::{KEY_BYTES, SessionKeys};
 use crate::record::RamRange;
 use crate::reply::{
     Action, BITMAP_BYTES_MAX, FIRST_CREDIT_PACKETS, PULL_RANGES_MAX, Pull, Reply, Verdict,
@@ -18,7 +18,7 @@ use crate::reply::{
 };
 use crate::time::{Instant, Micros};
 use crate::units::{PacketNumber, SessionId};
-use crate::wire::{Header, INCARNATION_BYTES, Kind, Reject, open_client, seal_server};
+use crate::wire::{Header, INCARNATION_BYTES, Kind, PacketKey, Reject, open_client, seal_server};
 
 /// Packets after which a reply is due at once.
 const REPLY_EVERY: u32 = 16;
@@ -58,13 +58,14 @@ pub struct Statistics {
 }
 
 /// One session as the server sees it. About 1 KiB; what waits for its turn is in the caller's
-/// [`Hold`].
+/// [`Hold`]. `K` opens the client's packets.
 ///
 /// Invariant: bit `n mod 4096` of `ahead` is set exactly if packet `n` in `next + 1 .. next + 4096`
 /// is in the hold.
-pub struct Session {
+pub struct Session<K = [u8; KEY_BYTES]> {
     id: SessionId,
-    keys: SessionKeys,
+    client_key: K,
+    server_key: [u8; KEY_BYTES],
     incarnation: [u8; INCARNATION_BYTES],
     attempt: u16,
     first: PacketNumber,
@@ -96,6 +97,8 @@ impl Session {
     /// `first` for a new session, more for one that goes on from its spool.
     ///
     /// `incarnation` is 16 fresh random bytes, never given to another `Session`.
+    ///
+    /// Packets are opened with the portable implementation.
     #[must_use]
     pub fn new(
         id: SessionId,
@@ -105,9 +108,25 @@ impl Session {
         first: PacketNumber,
         next: PacketNumber,
     ) -> Self {
+        Self::with_packet_key(id, keys, incarnation, attempt, first, next)
+    }
+}
+
+impl<K: PacketKey> Session<K> {
+    /// As [`Session::new`], opening packets with `K`.
+    #[must_use]
+    pub fn with_packet_key(
+        id: SessionId,
+        keys: SessionKeys,
+        incarnation: [u8; INCARNATION_BYTES],
+        attempt: u16,
+        first: PacketNumber,
+        next: PacketNumber,
+    ) -> Self {
         Self {
             id,
-            keys,
+            client_key: K::prepare(&keys.client),
+            server_key: keys.server,
             incarnation,
             attempt,
             first,
@@ -155,7 +174,7 @@ impl Session {
         if number.since(self.next) >= WINDOW || number == PacketNumber(u64::MAX) {
             return Err(Reject::BeyondWindow);
         }
-        let bytes = open_client(&self.keys.client, &header, datagram)?;
+        let bytes = open_client(&self.client_key, &header, datagram)?;
         self.note_arrival(now, number);
         if number < self.next || self.is_ahead(number) {
             self.statistics.duplicates = self.statistics.duplicates.saturating_add(1);
@@ -209,7 +228,7 @@ impl Session {
         self.unanswered = u32::try_from(self.next.since(written)).unwrap_or(u32::MAX);
         self.unanswered_since = now;
         self.urgent = false;
-        seal_server(&self.keys.server, &header, &self.incarnation, out, payload)
+        seal_server(&self.server_key, &header, &self.incarnation, out, payload)
     }
 
     /// Getter: when a reply is due; `None` if there is nothing to tell.

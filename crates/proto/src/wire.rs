@@ -16,8 +16,8 @@ use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::keys::KEY_BYTES;
-pub use crate::seal::TAG_BYTES;
 use crate::seal::{self, Nonce};
+pub use crate::seal::{PacketKey, TAG_BYTES};
 use crate::units::{ArmingId, KeyId, PacketNumber, SessionId};
 
 /// The UDP port of both ends.
@@ -192,7 +192,7 @@ impl Header {
 /// `None` if `buffer` is too small, which a caller that sized it by [`CLIENT_OVERHEAD`] never sees.
 #[must_use]
 pub fn seal_client(
-    key: &[u8; KEY_BYTES],
+    key: &impl PacketKey,
     header: &Header,
     buffer: &mut [u8],
     payload: usize,
@@ -201,13 +201,13 @@ pub fn seal_client(
     let (body, rest) = rest.split_at_mut_checked(payload)?;
     let tag = rest.first_chunk_mut::<TAG_BYTES>()?;
     header.raw().write_to(head).ok()?;
-    *tag = seal::seal(key, client_nonce(header.number), head, body)?;
+    *tag = key.seal(&client_nonce(header.number), head, body)?;
     CLIENT_OVERHEAD.checked_add(payload)
 }
 
 /// Opens a client datagram in place and returns its share of the stream.
 pub fn open_client<'a>(
-    key: &[u8; KEY_BYTES],
+    key: &impl PacketKey,
     header: &Header,
     datagram: &'a mut [u8],
 ) -> Result<&'a mut [u8], Reject> {
@@ -219,7 +219,8 @@ pub fn open_client<'a>(
         .split_at_mut_checked(HEADER_BYTES)
         .ok_or(truncated)?;
     let (body, tag) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(truncated)?;
-    seal::open(key, client_nonce(header.number), head, body, tag).ok_or(Reject::BadSeal)?;
+    key.open(&client_nonce(header.number), head, body, tag)
+        .ok_or(Reject::BadSeal)?;
     Ok(body)
 }
 
@@ -265,9 +266,9 @@ pub fn open_server<'a>(
     Ok((incarnation, body))
 }
 
-fn client_nonce(number: PacketNumber) -> Nonce {
+fn client_nonce(number: PacketNumber) -> [u8; 12] {
     let [a, b, c, d, e, f, g, h] = number.0.to_le_bytes();
-    Nonce::Short([a, b, c, d, e, f, g, h, 0, 0, 0, 0])
+    [a, b, c, d, e, f, g, h, 0, 0, 0, 0]
 }
 
 fn server_nonce(incarnation: &[u8; INCARNATION_BYTES], number: PacketNumber) -> Nonce {

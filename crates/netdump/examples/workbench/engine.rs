@@ -4,16 +4,17 @@ use std::time::Instant as Clock;
 
 use crate::raw::cpu_seconds;
 use anyhow::{Result, ensure};
+use netdump::seal::RingKey;
 use netdump::send::{Origin, Synthetic};
 use proto::client::{Client, Input, PageStatus, Pool, Start, Step, Want};
-use proto::keys::{Secret, SessionKeys};
+use proto::keys::{KEY_BYTES, Secret, SessionKeys};
 use proto::lz4::Table;
 use proto::record::{BLOCK_BYTES, BLOCK_PAGES, Hello, RamRange};
 use proto::reply::{Action, REPLY_BYTES_MAX, Verdict};
 use proto::server::{Hold, Session};
 use proto::time::{Instant, Micros};
 use proto::units::{ArmingId, KeyId, PAGE_BYTES, PacketNumber, SessionId};
-use proto::wire::{HEADER_BYTES, Header, Kind, TAG_BYTES, open_client, seal_client};
+use proto::wire::{HEADER_BYTES, Header, Kind, PacketKey, TAG_BYTES, open_client, seal_client};
 use serde_json::json;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
@@ -31,9 +32,12 @@ const SESSION: SessionId = SessionId {
 
 pub(crate) fn run() -> Result<()> {
     for datagram_bytes in [1472, 8972] {
-        let (sealing, opening) = seal(datagram_bytes)?;
-        print(&format!("seal {datagram_bytes}"), sealing, None);
-        print(&format!("open {datagram_bytes}"), opening, None);
+        let ring = seal::<RingKey>(datagram_bytes)?;
+        let portable = seal::<[u8; KEY_BYTES]>(datagram_bytes)?;
+        for ((sealing, opening), whose) in [(ring, ""), (portable, "portable ")] {
+            print(&format!("{whose}seal {datagram_bytes}"), sealing, None);
+            print(&format!("{whose}open {datagram_bytes}"), opening, None);
+        }
     }
     print("lz4", lz4(), None);
     for (name, wish) in [
@@ -64,8 +68,9 @@ fn keys() -> SessionKeys {
 }
 
 /// Sealing and opening datagrams, in bytes of payload.
-fn seal(datagram_bytes: usize) -> Result<(f64, f64)> {
-    let (keys, payload) = (keys(), datagram_bytes - HEADER_BYTES - TAG_BYTES);
+fn seal<K: PacketKey>(datagram_bytes: usize) -> Result<(f64, f64)> {
+    let payload = datagram_bytes - HEADER_BYTES - TAG_BYTES;
+    let key = K::prepare(&keys().client);
     let mut buffers = vec![vec![0x5a; datagram_bytes]; TRAIN];
     let header = |number| Header {
         kind: Kind::Data,
@@ -78,12 +83,12 @@ fn seal(datagram_bytes: usize) -> Result<(f64, f64)> {
     for _ in 0..rounds {
         let begin = cpu_seconds();
         for (number, buffer) in (0..).zip(&mut buffers) {
-            let sealed = seal_client(&keys.client, &header(number), buffer, payload);
+            let sealed = seal_client(&key, &header(number), buffer, payload);
             ensure!(sealed.is_some(), "a packet is not sealed");
         }
         let between = cpu_seconds();
         for (number, buffer) in (0..).zip(&mut buffers) {
-            let opened = open_client(&keys.client, &header(number), buffer);
+            let opened = open_client(&key, &header(number), buffer);
             ensure!(opened.is_ok(), "a packet does not open again");
         }
         sealing += between - begin;
@@ -152,18 +157,21 @@ fn engines(shares: &str) -> Result<(f64, f64)> {
     let blocks = memory(shares);
     let (mut client, mut slots) = start();
     let first = PacketNumber(0);
-    let mut server = Session::new(SESSION, keys(), [9; 16], 0, first, first);
+    let mut server = Session::<RingKey>::with_packet_key(SESSION, keys(), [9; 16], 0, first, first);
     server.set_verdict(Verdict::Full { filter: 0 });
     server.set_action(Action::Reboot);
     let (cpu_before, begin) = (cpu_seconds(), Clock::now());
     let (mut serving, mut stream_bytes) = (0.0, 0_u64);
-    let mut reply = [0; REPLY_BYTES_MAX];
+    let (mut reply, mut arrived) = ([0; REPLY_BYTES_MAX], [0; DATAGRAM_BYTES]);
     let complete = loop {
         let now = micros(begin);
         match client.poll(now, &mut slots) {
             Step::Send { slot, len, .. } => {
                 let from = Clock::now();
-                let datagram = &mut slots.0[usize::from(slot)][..len];
+                // A copy, as a network makes one: what is opened in place could not be sent again
+                // when the machine is so busy that the client thinks it lost.
+                let datagram = &mut arrived[..len];
+                datagram.copy_from_slice(&slots.0[usize::from(slot)][..len]);
                 let taken = server.handle(now, datagram, &mut Nowhere, &mut |bytes| {
                     stream_bytes += bytes.len() as u64;
                 });
@@ -196,8 +204,8 @@ fn engines(shares: &str) -> Result<(f64, f64)> {
     ))
 }
 
-fn start() -> (Box<Client>, Slots) {
-    let mut client = Box::new(Client::new());
+fn start() -> (Box<Client<RingKey>>, Slots) {
+    let mut client = Box::new(Client::with_packet_key());
     let none = proto::arming::Address::V4([0; 4]);
     let server = proto::arming::Server {
         local: none,
@@ -224,7 +232,7 @@ fn start() -> (Box<Client>, Slots) {
     (client, slots)
 }
 
-fn answer(client: &mut Client, now: Instant, want: Want, blocks: &[Vec<u8>]) {
+fn answer(client: &mut Client<RingKey>, now: Instant, want: Want, blocks: &[Vec<u8>]) {
     let scratch = client.scratch();
     let taken = match want {
         Want::Pages { first, count, .. } => {

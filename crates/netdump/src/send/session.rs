@@ -21,6 +21,7 @@ use super::source::{Crash, Source};
 use super::train::{self, Slots, Train};
 use crate::arm::address;
 use crate::key::{HostKey, fill_random};
+use crate::seal::RingKey;
 use crate::serve::socket::Batch;
 
 /// What sessions have in common.
@@ -43,7 +44,7 @@ pub(super) struct Progress {
 }
 
 pub(super) struct Session {
-    client: Box<Client>,
+    client: Box<Client<RingKey>>,
     slots: Slots,
     pool_slots: u16,
     train: Train,
@@ -92,7 +93,7 @@ impl Session {
         let fit = u16::try_from(plan.pool_bytes / datagram_bytes).unwrap_or(u16::MAX);
         let pool_slots = fit.clamp(POOL_SLOTS_MIN, proto::client::SLOTS_MAX);
         let mut session = Self {
-            client: Box::new(Client::new()),
+            client: Box::new(Client::with_packet_key()),
             slots: Slots::new(pool_slots, datagram_bytes),
             pool_slots,
             train: Train::new(),

@@ -31,6 +31,7 @@ use super::socket::Peer;
 use super::spool::Origin;
 use super::verdict::{Deed, Want};
 use crate::key::{HostKey, fill_random};
+use crate::seal::RingKey;
 use crate::time::utc;
 
 /// Where a session stands in this process.
@@ -45,7 +46,7 @@ pub enum Phase {
 
 /// A session under way.
 pub struct Session {
-    engine: Engine,
+    engine: Engine<RingKey>,
     held: Held,
     /// Stream bytes that the engine delivered and no writer has taken yet.
     pending: Vec<u8>,
@@ -163,7 +164,7 @@ impl Session {
         let mut incarnation = [0; INCARNATION_BYTES];
         fill_random(&mut incarnation)?;
         let keys = key.secret.session_keys(origin.session);
-        let mut engine = Engine::new(
+        let mut engine = Engine::with_packet_key(
             origin.session,
             keys,
             incarnation,

@@ -115,7 +115,7 @@ fn netdump(programs: &Programs, core: &Path, mtu: u32) -> Result<Carried> {
     send.arg(core).args(["--mtu", &mtu.to_string()]);
     let before = server.cpu_seconds()?;
     let sent = stage::object(&mut send)?;
-    // The sender ends when everything is spooled; only then the vmcore is begun.
+    // The sender ends when everything is spooled. What the vmcore has cost that grew meanwhile counts.
     let receiver_cpu_seconds = server.cpu_seconds()? - before;
     Ok(Carried {
         bytes: stage::number(&sent, "fresh_bytes")?,
