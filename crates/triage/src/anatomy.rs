@@ -389,6 +389,8 @@ impl Parser {
         }
         let is_note = Class::of_line(text).is_some()
             || text.starts_with("ODEBUG: ")
+            || text.starts_with("last function: ")
+            || text.contains(" workfn=")
             || text.starts_with("DEBUG_LOCKS_WARN_ON");
         if is_note && self.anatomy.notes.len() < NOTES_MAX {
             self.anatomy.notes.push(text.to_owned());

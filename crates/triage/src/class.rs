@@ -647,7 +647,8 @@ fn trap(text: &str) -> Option<Class> {
     // x86: "divide error: 0000 [#1]"; s390: "specification exception: 0006 ilc:2 [#1]"; mips:
     // "Kernel bug detected[#1]:".
     let name = before.trim_end();
-    if name.ends_with("): Oops") && !name.contains(": ") {
+    let dies = name.strip_suffix("): Oops");
+    if dies.is_some_and(|who| !who.contains(": ")) {
         // sparc: "comm(12): Oops [#1]".
         return Some(Class::Trap);
     }

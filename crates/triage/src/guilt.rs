@@ -131,10 +131,18 @@ fn sure(stack: &Stack) -> Vec<Frame> {
 }
 
 /// Without what reported, if registers in the middle of the stack say where the exception was.
+/// Behind an interrupt they only say what it came upon.
 fn from_registers(stack: Vec<Frame>) -> Vec<Frame> {
-    match stack.iter().position(|frame| frame.register) {
-        Some(at) if at > 0 => stack.into_iter().skip(at).collect(),
-        _ => stack,
+    if stack.first().is_some_and(|frame| frame.register) {
+        return stack;
+    }
+    let excepted = stack.windows(2).position(|pair| match pair {
+        [entry, frame] => frame.register && !is_interrupt_entry(entry.function()),
+        _ => false,
+    });
+    match excepted {
+        Some(entry) => stack.into_iter().skip(entry + 1).collect(),
+        None => stack,
     }
 }
 
