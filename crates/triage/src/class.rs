@@ -770,22 +770,6 @@ mod tests {
                 "Oops: general protection fault, probably for x: 0000 [#1]",
                 Class::GeneralProtection,
             ),
-            (
-                "INFO: task a:4 blocked in I/O wait for more than 120 seconds.",
-                Class::HungTask,
-            ),
-            (
-                "CPU 1 Unable to handle kernel paging request at virtual address 8",
-                Class::PageFault,
-            ),
-            ("cpu 0x2: Vector: 300 (Data Access) at [c0]", Class::Trap),
-            ("frobd(812): Oops [#1]", Class::Trap),
-            ("BUG kmalloc-64: Redzone overwritten", Class::Slab),
-            ("mm/pgtable-generic.c:33: bad pmd f(1)", Class::BadPage),
-            (
-                "[ BUG: circular locking deadlock detected! ]",
-                Class::Deadlock,
-            ),
             ("divide error: 0000 [#1] SMP", Class::Trap),
             ("divide error: 0000", Class::Trap),
             ("Oops: 0002", Class::Trap),
@@ -827,6 +811,30 @@ mod tests {
             (
                 "Kernel panic - not syncing: VFS: Unable to mount root fs on x",
                 Class::Boot,
+            ),
+        ] {
+            assert_eq!(Class::of_line(text), Some(class), "{text}");
+        }
+    }
+
+    #[test]
+    fn beginnings_of_rarer_architectures_and_older_kernels() {
+        for (text, class) in [
+            (
+                "INFO: task a:4 blocked in I/O wait for more than 120 seconds.",
+                Class::HungTask,
+            ),
+            (
+                "CPU 1 Unable to handle kernel paging request at virtual address 8",
+                Class::PageFault,
+            ),
+            ("cpu 0x2: Vector: 300 (Data Access) at [c0]", Class::Trap),
+            ("frobd(812): Oops [#1]", Class::Trap),
+            ("BUG kmalloc-64: Redzone overwritten", Class::Slab),
+            ("mm/pgtable-generic.c:33: bad pmd f(1)", Class::BadPage),
+            (
+                "[ BUG: circular locking deadlock detected! ]",
+                Class::Deadlock,
             ),
         ] {
             assert_eq!(Class::of_line(text), Some(class), "{text}");
