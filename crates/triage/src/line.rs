@@ -57,10 +57,14 @@ impl<'a> Line<'a> {
             self.time = Some(time);
         } else if let Some(caller) = caller(inside) {
             self.caller = Some(caller);
-        } else if !(is_wall_time(inside) && self.time.is_none())
-            && !(is_cpu_and_task(inside) && self.time.is_some())
-        {
-            return None;
+        } else {
+            let is_prefix = match self.time {
+                Some(_) => is_cpu_and_task(inside),
+                None => is_wall_time(inside),
+            };
+            if !is_prefix {
+                return None;
+            }
         }
         // One space belongs to the prefix, unless the caller comes behind it.
         if !next_is_prefix(after) {
