@@ -176,6 +176,10 @@ fn scan(input: &mut dyn Read) -> Result<Findings> {
         }
         scanner.push(bytes);
     }
+    ensure!(
+        !is_first,
+        "is empty: it says neither that a kernel died nor that it did not"
+    );
     Ok(scanner.finish())
 }
 
@@ -189,9 +193,12 @@ fn check_is_log(first: &[u8]) -> Result<()> {
         (b"\x1f\x8b", "a gzip file"),
     ];
     if let Some((_, what)) = formats.iter().find(|(magic, _)| first.starts_with(magic)) {
-        bail!(
-            "is {what}, not a log; give the console log, or the `log` file of the crash's directory"
-        );
+        let instead = if first.starts_with(b"makedumpfile") {
+            "restore it with `makedumpfile -R`"
+        } else {
+            "give the console log, or the `log` file of the crash's directory"
+        };
+        bail!("is {what}, not a log; {instead}");
     }
     Ok(())
 }
@@ -265,6 +272,14 @@ impl Told {
         crash.map(Report::explanation).unwrap_or_default()
     }
 
+    /// Whether this is a vmcore whose log was not found: then nothing is known, not even that nothing
+    /// crashed.
+    fn log_is_lost(&self) -> bool {
+        self.memory
+            .as_ref()
+            .is_some_and(|memory| memory.log.is_none())
+    }
+
     fn failed(file: String, error: &str) -> Self {
         Self {
             error: Some(error.split_whitespace().collect::<Vec<_>>().join(" ")),
@@ -285,6 +300,9 @@ impl fmt::Display for Told {
             .find(|report| report.role == Role::Cause)
         {
             Some(report) => write!(f, "{report}")?,
+            None if self.log_is_lost() => {
+                writeln!(f, "cannot tell what crashed: the log could not be read")?;
+            }
             None => writeln!(f, "no crash")?,
         }
         let mut is_first = true;

@@ -77,6 +77,8 @@ impl Anatomy {
             has_lock_line: false,
             waits_for_lock: false,
             user: false,
+            aside: false,
+            astray: false,
         };
         for (number, line) in lines.enumerate() {
             if number == 0 {
@@ -104,6 +106,10 @@ struct Parser {
     waits_for_lock: bool,
     /// Whether the registers that come are those of user mode.
     user: bool,
+    /// Whether the next line names a function that is beside the matter.
+    aside: bool,
+    /// Whether the program counter was in no function, so that the caller's register has to do.
+    astray: bool,
 }
 
 impl Parser {
@@ -138,7 +144,12 @@ impl Parser {
             Class::StackOverflow => line
                 .split_once("corrupted in: ")
                 .and_then(|(_, name)| bare_or_symbolic(name)),
-            Class::Warning | Class::Bug | Class::Cfi | Class::Trap => {
+            // "last function: frob_work", and since 6.7 "workfn=frob_work".
+            Class::Kernel if line.contains("function: ") || line.contains("workfn=") => line
+                .rsplit_once("function: ")
+                .or_else(|| line.rsplit_once("workfn="))
+                .and_then(|(_, name)| bare_or_symbolic(name)),
+            Class::Warning | Class::Bug | Class::Cfi | Class::Trap | Class::Ubsan => {
                 // The function of a cut line may be cut too, and says nothing.
                 Frame::within(line)
             }
@@ -156,8 +167,15 @@ impl Parser {
 
     fn line(&mut self, line: &str) {
         let text = line.trim();
+        let is_aside = std::mem::take(&mut self.aside);
         if let Some(trace) = TraceLine::parse(line) {
-            self.trace(trace);
+            if !is_aside {
+                self.trace(trace);
+            }
+            return;
+        }
+        if ASIDES.iter().any(|start| text.starts_with(start)) {
+            self.aside = text.ends_with(':');
             return;
         }
         if self.heading(text) || self.register_place(text) {
@@ -261,6 +279,14 @@ impl Parser {
 
     /// Lines that say where the program counter was.
     fn register_place(&mut self, text: &str) -> bool {
+        if self.astray
+            && let Some(mut frame) = return_place(text).and_then(Frame::within)
+        {
+            self.astray = false;
+            frame.register = true;
+            self.frame(frame);
+            return true;
+        }
         let Some((rest, is_start)) = place(text) else {
             return false;
         };
@@ -275,22 +301,24 @@ impl Parser {
         }
         self.user = false;
         let Some(mut frame) = Frame::within(rest) else {
+            self.astray |= self.anatomy.stacks.is_empty() && is_nowhere(rest);
             return true;
         };
         frame.register = true;
-        // The registers are told once before the trace and once more after it.
-        let after_trace = is_start
-            && self.open
-            && self
-                .anatomy
-                .stacks
-                .iter()
-                .any(|stack| stack.frames.first().is_some_and(|first| *first == frame));
-        if after_trace {
-            self.open = false;
-            self.kind = StackKind::Other;
-        } else {
-            self.frame(frame);
+        let mut known = self
+            .anatomy
+            .stacks
+            .iter()
+            .filter(|stack| stack.frames.first().is_some_and(|first| *first == frame));
+        // The registers are told once before the trace, by old kernels twice, and once more after it.
+        match known.next() {
+            Some(stack) if is_start && self.open => {
+                if stack.frames.iter().any(|frame| !frame.register) {
+                    self.open = false;
+                    self.kind = StackKind::Other;
+                }
+            }
+            _ => self.frame(frame),
         }
         true
     }
@@ -311,6 +339,7 @@ impl Parser {
     fn lock_line(&mut self, text: &str) {
         let starts = [
             "is trying to acquire lock:",
+            "is trying to acquire:",
             "is trying to lock:",
             "is trying to release lock",
             "just changed the state of lock",
@@ -360,6 +389,8 @@ impl Parser {
         }
         let is_note = Class::of_line(text).is_some()
             || text.starts_with("ODEBUG: ")
+            || text.starts_with("last function: ")
+            || text.contains(" workfn=")
             || text.starts_with("DEBUG_LOCKS_WARN_ON");
         if is_note && self.anatomy.notes.len() < NOTES_MAX {
             self.anatomy.notes.push(text.to_owned());
@@ -402,6 +433,7 @@ impl Parser {
             && a.task.is_none()
             && let Some((who, _)) = rest
                 .split_once(" blocked for")
+                .or_else(|| rest.split_once(" blocked in I/O wait"))
                 .or_else(|| rest.split_once(" can't die"))
             && let Some((task, pid)) = who.rsplit_once(':')
         {
@@ -492,6 +524,14 @@ const OTHER_HEADINGS: [&str; 26] = [
     "INFO: Freed in",
 ];
 
+/// Lines behind which one function stands that has nothing to do with who failed.
+const ASIDES: [&str; 4] = [
+    "Preemption disabled at:",
+    "preempt disabled at:",
+    "Last Breaking-Event-Address:",
+    "Bad RIP value",
+];
+
 const ASKED_HEADINGS: [&str; 4] = [
     "NMI backtrace for cpu",
     "Task dump for CPU",
@@ -506,10 +546,15 @@ fn place(text: &str) -> Option<(&str, bool)> {
         "RIP: ",
         "EIP: ",
         "EIP is at ",
+        "ip is at ",
         "IP: ",
         "RIP  ",
         "pc : ",
         "PC is at ",
+        "pc is at ",
+        "ERA: ",
+        "IAOQ[0]: ",
+        "TPC: <",
         "epc : ",
         "epc   : ",
         "pc: ",
@@ -522,6 +567,23 @@ fn place(text: &str) -> Option<(&str, bool)> {
     // ppc64: "NIP [c000000000abcdef] function+0x1/0x2"; the line "NIP:  c000... LR: ..." has none.
     let rest = text.strip_prefix("NIP ")?;
     rest.starts_with('[').then_some((rest, true))
+}
+
+/// Whether a program counter was told that is in no function: 0, or anything without a name.
+fn is_nowhere(place: &str) -> bool {
+    let address = place
+        .rsplit([':', ' ', ']'])
+        .find(|word| !word.is_empty())
+        .unwrap_or("");
+    let digits = address.trim_start_matches("0x");
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// The value of a line of a register that holds the return address.
+fn return_place(text: &str) -> Option<&str> {
+    ["LR [", "LR is at ", "lr : ", "ra : ", "ra    : ", "ra: "]
+        .iter()
+        .find_map(|start| text.strip_prefix(start))
 }
 
 fn bare_or_symbolic(text: &str) -> Option<Frame> {

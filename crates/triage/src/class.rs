@@ -116,6 +116,16 @@ impl Class {
         )
     }
 
+    /// A line of the kernel that no rule knows and that may still begin a report: it does if a call
+    /// trace follows at once.
+    pub(crate) fn is_doubtful(text: &str) -> bool {
+        let text = without_subsystem(text.trim_start());
+        (text.starts_with("WARNING: ") || text.starts_with("INFO: "))
+            && !text.starts_with("INFO: Freed")
+            && !text.starts_with("INFO: Allocated")
+            && !text.starts_with("INFO: lockdep is turned off")
+    }
+
     /// A message that only leads to the `BUG()` or `WARN()` behind it.
     pub(crate) fn is_prelude(self) -> bool {
         matches!(
@@ -180,15 +190,33 @@ impl Class {
     /// The class that begins in the middle of `text`, after what another writer put before it.
     /// Only beginnings that nobody else writes count.
     pub(crate) fn within_line(text: &str) -> Option<(usize, Self)> {
-        const SURE: [&str; 8] = [
+        const SURE: [&str; 26] = [
             "BUG: KASAN: ",
-            "BUG: unable to handle ",
+            "BUG: KCSAN: ",
+            "BUG: KMSAN: ",
+            "BUG: kernel NULL pointer dereference",
+            "BUG: scheduling while atomic: ",
+            "BUG: sleeping function called from invalid context",
             "BUG: soft lockup - CPU#",
+            "BUG: spinlock bad magic",
+            "BUG: unable to handle ",
+            "BUG: workqueue lockup",
             "INFO: rcu_",
+            "INFO: task ",
+            "INFO: trying to register non-static key",
+            "Internal error: Oops",
             "Kernel panic - not syncing: ",
             "Unable to handle kernel ",
             "WARNING: CPU: ",
+            "WARNING: bad unlock balance detected",
+            "WARNING: inconsistent lock state",
+            "WARNING: possible circular locking dependency",
+            "WARNING: possible irq lock inversion",
+            "WARNING: possible recursive locking",
+            "WARNING: suspicious RCU usage",
+            "general protection fault, probably for",
             "general protection fault: 0000 [#",
+            "kernel BUG at ",
         ];
         let bytes = text.as_bytes();
         let sure_at = |at: usize| {
@@ -199,6 +227,7 @@ impl Class {
         let from = bytes.get(1..)?;
         memchr::memchr3_iter(b'B', b'W', b'K', from)
             .chain(memchr::memchr3_iter(b'I', b'U', b'g', from))
+            .chain(memchr::memchr_iter(b'k', from))
             .find_map(|at| sure_at(at + 1))
     }
 }
@@ -267,9 +296,27 @@ fn bug(text: &str) -> Option<Class> {
     Some(class.unwrap_or(Class::Kernel))
 }
 
-/// `kmalloc-64 (Not tainted): Redzone overwritten`; KASAN's own use of that line is no beginning.
+/// `kmalloc-64 (Not tainted): Redzone overwritten`, and before 3.4 without the taint; KASAN's own use
+/// of that line is no beginning.
 fn slab(rest: &str) -> Option<Class> {
-    let (_, what) = rest.split_once("): ")?;
+    let Some((_, what)) = rest.split_once("): ") else {
+        let (cache, what) = rest.split_once(": ")?;
+        let is_slab = !cache.contains(' ')
+            && [
+                "Redzone",
+                "Poison",
+                "Freechain",
+                "Object",
+                "Freepointer",
+                "Wrong",
+                "Left",
+                "Alignment",
+                "Padding",
+            ]
+            .iter()
+            .any(|damage| what.starts_with(damage));
+        return is_slab.then_some(Class::Slab);
+    };
     let is_slab = rest.contains(" (Not tainted): ") || rest.contains(" (Tainted: ");
     (is_slab && !what.contains("kasan: bad access")).then_some(Class::Slab)
 }
@@ -285,6 +332,7 @@ fn warning(text: &str) -> Option<Class> {
         ("kernel stack ", Class::Unwinder),
         ("stack recursion", Class::Unwinder),
         ("stack going in the wrong", Class::Unwinder),
+        ("unwind stack type", Class::Unwinder),
         ("can't dereference registers", Class::Unwinder),
         ("can't access registers", Class::Unwinder),
         ("unrecognized unwind", Class::Unwinder),
@@ -317,6 +365,7 @@ fn lock_report(rest: &str) -> Option<Class> {
         ("possible recursive locking", Class::Deadlock),
         ("possible irq lock inversion", Class::Deadlock),
         ("possible circular lock", Class::Deadlock),
+        ("circular locking deadlock", Class::Deadlock),
         ("inconsistent lock state", Class::LockState),
         ("suspicious RCU usage", Class::RcuUsage),
         ("suspicious rcu_dereference_check() usage", Class::RcuUsage),
@@ -352,10 +401,11 @@ fn bracketed(text: &str) -> Option<Class> {
 
 fn info(text: &str) -> Option<Class> {
     if let Some(rest) = text.strip_prefix("Internal error: ") {
-        return Some(if rest.contains("BUG: 0") {
-            Class::Bug
-        } else {
-            Class::Trap
+        // Since 6.6 the kernels of arm64 and riscv can trap instead of calling a handler.
+        return Some(match rest {
+            _ if rest.contains("BUG: 0") => Class::Bug,
+            _ if rest.starts_with("UBSAN: ") => Class::Ubsan,
+            _ => Class::Trap,
         });
     }
     if text.starts_with("Insufficient stack space to handle exception") {
@@ -363,7 +413,9 @@ fn info(text: &str) -> Option<Class> {
     }
     let rest = text.strip_prefix("INFO: ")?;
     if rest.starts_with("task ") || rest.starts_with("lockdown: ") {
-        let hung = rest.contains(" blocked for more than ") || rest.contains(" can't die for more");
+        let hung = rest.contains(" blocked for more than ")
+            || rest.contains(" blocked in I/O wait for more than ")
+            || rest.contains(" can't die for more");
         return hung.then_some(Class::HungTask);
     }
     if rest.starts_with("rcu") || rest.starts_with("RCU") {
@@ -393,6 +445,10 @@ fn unable(text: &str) -> Option<Class> {
         ("Unhandled fault: ", Class::PageFault),
         ("Unhandled prefetch abort: ", Class::PageFault),
         ("Unexpected kernel BRK exception", Class::Trap),
+        ("Unexpected kernel single-step exception", Class::Trap),
+        ("Unrecoverable exception ", Class::Trap),
+        ("Unhandled 32-bit el1", Class::Trap),
+        ("Unhandled 64-bit el1", Class::Trap),
         ("Unhandled kernel unaligned access", Class::PageFault),
     ];
     of.iter()
@@ -480,7 +536,7 @@ fn by_beginning(text: &str, first: u8) -> Option<Class> {
     contains(text, first)
 }
 
-const BEGINNINGS: [(&str, Class); 52] = [
+const BEGINNINGS: [(&str, Class); 64] = [
     ("general protection fault: ", Class::GeneralProtection),
     (
         "general protection fault, probably",
@@ -491,6 +547,18 @@ const BEGINNINGS: [(&str, Class); 52] = [
     ("PANIC: early exception", Class::Trap),
     ("Bad mode in ", Class::Trap),
     ("SError Interrupt on CPU", Class::Trap),
+    ("Data bus error, epc == ", Class::Trap),
+    ("Instruction bus error, epc == ", Class::Trap),
+    ("Kernel Fault: Code=", Class::PageFault),
+    ("Kernel addr fault: Code=", Class::PageFault),
+    ("Badness at ", Class::Warning),
+    ("Slab corruption", Class::Slab),
+    ("slab error in ", Class::Slab),
+    ("kmem_cache_destroy ", Class::Slab),
+    ("trusty: panic (", Class::Panic),
+    ("BTRFS: error", Class::Filesystem),
+    ("OCFS2: ERROR", Class::Filesystem),
+    ("UBIFS error", Class::Filesystem),
     ("Machine check in kernel mode", Class::MachineCheck),
     ("Missing ENDBR: ", Class::Cfi),
     ("CFI failure ", Class::Cfi),
@@ -579,6 +647,11 @@ fn trap(text: &str) -> Option<Class> {
     // x86: "divide error: 0000 [#1]"; s390: "specification exception: 0006 ilc:2 [#1]"; mips:
     // "Kernel bug detected[#1]:".
     let name = before.trim_end();
+    let dies = name.strip_suffix("): Oops");
+    if dies.is_some_and(|who| !who.contains(": ")) {
+        // sparc: "comm(12): Oops [#1]".
+        return Some(Class::Trap);
+    }
     let has_code = name
         .rsplit_once(": ")
         .is_some_and(|(_, code)| code.len() == 4 && code.bytes().all(|b| b.is_ascii_hexdigit()));
@@ -638,9 +711,24 @@ fn contains(text: &str, first: u8) -> Option<Class> {
             return Some(Class::MachineCheck);
         }
     }
+    if first == b'C' && text.starts_with("CPU ") && text.contains(" Unable to handle kernel ") {
+        // mips and loongarch: "CPU 0 Unable to handle kernel paging request at virtual address ...".
+        return Some(Class::PageFault);
+    }
+    if first == b'c' && text.starts_with("cpu 0x") && text.contains(": Vector: ") {
+        // The first line of ppc64's xmon.
+        return Some(Class::Trap);
+    }
+    if first == b'm' && text.starts_with("mm/") && BAD_ENTRIES.iter().any(|bad| text.contains(bad))
+    {
+        return Some(Class::BadPage);
+    }
     let is_tasks = text.starts_with("rcu_tasks") && text.contains(" detected stalls");
     is_tasks.then_some(Class::RcuStall)
 }
+
+/// mm/pgtable-generic.c: an entry of a page table that cannot be.
+const BAD_ENTRIES: [&str; 4] = [": bad pgd ", ": bad p4d ", ": bad pud ", ": bad pmd "];
 
 /// `mce: [Hardware Error]: CPU 0: Machine Check Exception: 5 Bank 4: ...` has stopped the machine;
 /// `Machine Check: 0 Bank ...` and the lines of APEI have not.
@@ -730,6 +818,30 @@ mod tests {
     }
 
     #[test]
+    fn beginnings_of_rarer_architectures_and_older_kernels() {
+        for (text, class) in [
+            (
+                "INFO: task a:4 blocked in I/O wait for more than 120 seconds.",
+                Class::HungTask,
+            ),
+            (
+                "CPU 1 Unable to handle kernel paging request at virtual address 8",
+                Class::PageFault,
+            ),
+            ("cpu 0x2: Vector: 300 (Data Access) at [c0]", Class::Trap),
+            ("frobd(812): Oops [#1]", Class::Trap),
+            ("BUG kmalloc-64: Redzone overwritten", Class::Slab),
+            ("mm/pgtable-generic.c:33: bad pmd f(1)", Class::BadPage),
+            (
+                "[ BUG: circular locking deadlock detected! ]",
+                Class::Deadlock,
+            ),
+        ] {
+            assert_eq!(Class::of_line(text), Some(class), "{text}");
+        }
+    }
+
+    #[test]
     fn what_only_looks_like_a_report_is_none() {
         for text in [
             "WARNING: the mand mount option is being deprecated and",
@@ -741,6 +853,9 @@ mod tests {
             "sh[1]: segfault at 0 ip 0 sp 0 error 4 in sh[0+1]",
             "traps: sh[1] general protection fault ip:0 sp:0 error:0 in sh[0+1]",
             "usb 1-1: config [#1] is odd",
+            "BUG report: see the manual",
+            "User process fault: interruption code 0010 ilc:3 in frobd[1+2]",
+            "trusty: panic notifier - trusty version 1",
             "softdog: initialized. soft_noboot=0 soft_margin=60 sec soft_panic=0",
             "",
         ] {
@@ -754,6 +869,11 @@ mod tests {
             Class::within_line("abcBUG: KASAN: x in f"),
             Some((3, Class::Kasan))
         );
+        assert_eq!(
+            Class::within_line("x INFO: task a:4 blocked for more than 120 seconds."),
+            Some((2, Class::HungTask))
+        );
         assert_eq!(Class::within_line("abc BUG: maybe"), None);
+        assert_eq!(Class::within_line("see INFO: task list"), None);
     }
 }

@@ -11,7 +11,7 @@ use crate::anatomy::{Anatomy, Stack, StackKind};
 use crate::class::Class;
 use crate::frame::Frame;
 use crate::innocence::{
-    Reason, is_dispatcher, is_idle, is_interrupt_entry, reason, reason_when_locking,
+    Reason, is_dispatcher, is_idle, is_interrupt_entry, is_relay, reason, reason_when_locking,
     reason_when_stuck, reason_when_waiting,
 };
 
@@ -51,6 +51,8 @@ pub(crate) fn judge(class: Class, anatomy: &Anatomy) -> Judgement {
         | Class::Block
         | Class::MachineCheck
         | Class::OutOfMemory => Judgement::default(),
+        // Who takes a damaged page table down has not damaged it.
+        Class::BadPage if !anatomy.head.contains("Bad page state") => Judgement::default(),
         Class::Panic
             if anatomy
                 .panic
@@ -129,10 +131,18 @@ fn sure(stack: &Stack) -> Vec<Frame> {
 }
 
 /// Without what reported, if registers in the middle of the stack say where the exception was.
+/// Behind an interrupt they only say what it came upon.
 fn from_registers(stack: Vec<Frame>) -> Vec<Frame> {
-    match stack.iter().position(|frame| frame.register) {
-        Some(at) if at > 0 => stack.into_iter().skip(at).collect(),
-        _ => stack,
+    if stack.first().is_some_and(|frame| frame.register) {
+        return stack;
+    }
+    let excepted = stack.windows(2).position(|pair| match pair {
+        [entry, frame] => frame.register && !is_interrupt_entry(entry.function()),
+        _ => false,
+    });
+    match excepted {
+        Some(entry) => stack.into_iter().skip(entry + 1).collect(),
+        None => stack,
     }
 }
 
@@ -145,8 +155,37 @@ fn first_kept(class: Class, path: &[Frame]) -> Judgement {
         _ => reason,
     };
     // The stack protector names the function whose frame was overwritten.
-    let fixed = (class == Class::StackOverflow).then_some(0);
+    let fixed = (class == Class::StackOverflow)
+        .then_some(0)
+        .or_else(|| relayed(path, rule));
     collect(path, |frame| rule(frame.function()), fixed)
+}
+
+/// What a relay called, where nothing but relays is left to blame: the outermost function before
+/// it that does something of its own.
+fn relayed(path: &[Frame], rule: fn(&str) -> Option<Reason>) -> Option<usize> {
+    let first = path
+        .iter()
+        .position(|frame| rule(frame.function()).is_none())?;
+    let relay = path.get(first)?;
+    let called = path.get(..first)?;
+    is_relay(relay.function()).then(|| {
+        called
+            .iter()
+            .rposition(|frame| rule(frame.function()).is_some_and(does_something))
+    })?
+}
+
+/// Whether a function that is passed over for `reason` does more than report, enter or leave.
+fn does_something(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::Machinery
+            | Reason::Instrumentation
+            | Reason::Exception
+            | Reason::Entry
+            | Reason::Tick
+    )
 }
 
 /// Goes along `path` to the culprit (the first kept frame, or the one at `fixed`) and the kept
@@ -196,19 +235,10 @@ fn least_bad(path: &[Frame], why: &impl Fn(&Frame) -> Option<Reason>) -> Option<
         path.iter()
             .position(|frame| why(frame).is_some_and(allowed))
     };
-    with(&|reason| {
-        !matches!(
-            reason,
-            Reason::Machinery
-                | Reason::Instrumentation
-                | Reason::Exception
-                | Reason::Entry
-                | Reason::Tick
-        )
-    })
-    .or_else(|| with(&|reason| reason == Reason::Exception))
-    .or_else(|| with(&|reason| reason == Reason::Entry))
-    .or_else(|| with(&|reason| reason == Reason::Instrumentation))
+    with(&does_something)
+        .or_else(|| with(&|reason| reason == Reason::Exception))
+        .or_else(|| with(&|reason| reason == Reason::Entry))
+        .or_else(|| with(&|reason| reason == Reason::Instrumentation))
 }
 
 fn stalled(anatomy: &Anatomy) -> Judgement {

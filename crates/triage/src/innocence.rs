@@ -99,7 +99,22 @@ impl Lists {
 /// Why `function`, without compiler suffixes, is passed over in every report; none if it is not.
 pub(crate) fn reason(function: &str) -> Option<Reason> {
     let function = function.strip_suffix("_noprof").unwrap_or(function);
+    if is_rust_panic(function) {
+        return Some(Reason::Machinery);
+    }
     LISTS.sections(function).find_map(Reason::of_section)
+}
+
+/// Rust's way to `BUG()`: `core::panicking` and what it calls, in mangled names.
+fn is_rust_panic(function: &str) -> bool {
+    function.starts_with("_R")
+        && (function.contains("9panicking") || function.ends_with("17rust_begin_unwind"))
+}
+
+/// Whether `function` hands interrupts, timers, callbacks and work items over to whose they are: it
+/// is never to blame itself while anything that it called is known.
+pub(crate) fn is_relay(function: &str) -> bool {
+    is_in("relay", function)
 }
 
 /// Why `function` is passed over where the report is about waiting.
@@ -205,8 +220,15 @@ mod tests {
             if let Some(section) = line.strip_prefix('[') {
                 let section = section.trim_end_matches(']');
                 let known = Reason::of_section(section).is_some()
-                    || ["waiting", "idle", "interrupt", "stack-walk", "dispatcher"]
-                        .contains(&section);
+                    || [
+                        "waiting",
+                        "idle",
+                        "interrupt",
+                        "stack-walk",
+                        "dispatcher",
+                        "relay",
+                    ]
+                    .contains(&section);
                 assert!(known, "{section}");
                 continue;
             }

@@ -57,8 +57,14 @@ impl<'a> Line<'a> {
             self.time = Some(time);
         } else if let Some(caller) = caller(inside) {
             self.caller = Some(caller);
-        } else if !is_wall_time(inside) || self.time.is_some() {
-            return None;
+        } else {
+            let is_prefix = match self.time {
+                Some(_) => is_cpu_and_task(inside),
+                None => is_wall_time(inside),
+            };
+            if !is_prefix {
+                return None;
+            }
         }
         // One space belongs to the prefix, unless the caller comes behind it.
         if !next_is_prefix(after) {
@@ -136,6 +142,21 @@ fn is_wall_time(text: &str) -> bool {
         && text.as_bytes().get(16) == Some(&b':')
 }
 
+/// `0:      swapper/0:    0`, as kernels of some telephones put it behind the time: CPU, task, pid.
+fn is_cpu_and_task(text: &str) -> bool {
+    let number = |part: &str| {
+        let part = part.trim();
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())
+    };
+    let Some((cpu, rest)) = text.split_once(':') else {
+        return false;
+    };
+    let Some((task, pid)) = rest.rsplit_once(':') else {
+        return false;
+    };
+    number(cpu) && number(pid) && !task.trim().is_empty()
+}
+
 /// Without `<4>`, and without `kern  :warn  : ` of `dmesg -x`.
 fn after_level(text: &str) -> &str {
     if let Some(rest) = text.strip_prefix('<')
@@ -158,7 +179,7 @@ fn after_level(text: &str) -> &str {
 fn after_log_head(text: &str) -> &str {
     let bytes = text.as_bytes();
     let is_date = match bytes {
-        [a, b, c, b' ', ..] => MONTHS.contains(&[*a, *b, *c]),
+        [a, b, c, b' ', ..] => MONTHS.contains(&[*a, *b, *c]) || WEEKDAYS.contains(&[*a, *b, *c]),
         [a, b, c, d, b'-', ..] => [a, b, c, d].iter().all(|x| x.is_ascii_digit()),
         _ => false,
     };
@@ -175,6 +196,11 @@ fn after_log_head(text: &str) -> &str {
 const MONTHS: [[u8; 3]; 12] = [
     *b"Jan", *b"Feb", *b"Mar", *b"Apr", *b"May", *b"Jun", *b"Jul", *b"Aug", *b"Sep", *b"Oct",
     *b"Nov", *b"Dec",
+];
+
+/// What `logread` begins with.
+const WEEKDAYS: [[u8; 3]; 7] = [
+    *b"Mon", *b"Tue", *b"Wed", *b"Thu", *b"Fri", *b"Sat", *b"Sun",
 ];
 
 #[cfg(test)]
@@ -222,6 +248,18 @@ mod tests {
             Some(12_345_678),
         );
         check("[Mon Nov 23 10:00:00 2026] BUG: x", "BUG: x", None, None);
+        check(
+            "Tue Nov 24 10:00:00 2026 kern.warn kernel:  f+0x1/0x2",
+            " f+0x1/0x2",
+            None,
+            None,
+        );
+        check(
+            "<1>[  123.456789]  [0:      swapper/0:    0]  f+0x1/0x2",
+            " f+0x1/0x2",
+            None,
+            Some(123_456_789),
+        );
     }
 
     #[test]

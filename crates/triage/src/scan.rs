@@ -25,6 +25,8 @@ const PAUSE_MAX: u64 = 30_000_000;
 const BACK_MAX: u64 = 10_000_000;
 /// A message that leads to a `BUG()` does so within this many lines.
 const PRELUDE_LINES: usize = 12;
+/// A line that no rule knows begins a report only if a CPU or a trace is told within this many.
+const DOUBT_LINES: usize = 3;
 /// The registers and traces of other CPUs belong to a report for this many callers.
 const GUESTS_MAX: usize = 64;
 
@@ -102,6 +104,8 @@ struct Draft {
     died: bool,
     /// `kernel BUG at` has come: its exception belongs to it.
     asserted: bool,
+    /// Nothing but a call trace that follows at once makes it a report.
+    doubtful: bool,
 }
 
 #[derive(Debug, Default)]
@@ -113,6 +117,8 @@ struct Finder {
     drafts: u64,
     boot: u32,
     time: Option<u64>,
+    /// The number of the last line about a hardware error: each of them has several.
+    hardware_line: Option<u64>,
 }
 
 impl Finder {
@@ -154,12 +160,28 @@ impl Finder {
 
     /// A line that begins no report: part of one, or of one whose beginning was lost.
     fn middle(&mut self, line: Line<'_>) {
-        let is_known = !self.open.is_empty() && self.position(line.caller).is_some();
+        let open = self.position(line.caller).and_then(|at| self.open.get(at));
+        let is_known = open.is_some_and(|draft| !draft.doubtful);
         match Class::of_middle(line.text) {
             Some(class) if !is_known => self.begin(class, line),
+            None if open.is_none() && Class::is_doubtful(line.text) => {
+                self.begin(Class::Warning, line);
+                if let Some(draft) = self.open.last_mut() {
+                    draft.doubtful = true;
+                }
+            }
             _ if self.open.is_empty() => {}
             _ => self.add(line),
         }
+    }
+
+    /// Whether a line about a hardware error only goes on with the one before it.
+    fn goes_on_hardware(&mut self, class: Class, line: &Line<'_>) -> bool {
+        if !line.text.contains("[Hardware Error]") {
+            return false;
+        }
+        let before = self.hardware_line.replace(self.lines);
+        class == Class::Hardware && before.is_some_and(|before| before + 1 == self.lines)
     }
 
     fn is_boot(&self, line: &Line<'_>) -> bool {
@@ -170,12 +192,17 @@ impl Finder {
     }
 
     fn begin(&mut self, class: Class, line: Line<'_>) {
+        if self.goes_on_hardware(class, &line) {
+            self.add(line);
+            return;
+        }
         if class.is_one_line() {
             let draft = self.draft(class, line);
             self.close(draft);
             return;
         }
         self.expire(line.time);
+        self.open.retain(|draft| !draft.doubtful);
         let open = self.position(line.caller);
         if let Some(draft) = open.and_then(|at| self.open.get_mut(at))
             && draft.takes_beginning(class, line.text)
@@ -209,6 +236,7 @@ impl Finder {
             lines: Vec::new(),
             died: false,
             asserted: false,
+            doubtful: false,
         };
         draft.push(line);
         draft
@@ -224,7 +252,7 @@ impl Finder {
         if !is_paused {
             draft.push(line);
         }
-        if is_paused || draft.lines.len() >= LINES_MAX {
+        if is_paused || draft.is_refuted() || draft.lines.len() >= LINES_MAX {
             let draft = self.open.remove(at);
             self.close(draft);
         }
@@ -276,6 +304,9 @@ impl Finder {
     }
 
     fn close(&mut self, draft: Draft) {
+        if draft.doubtful {
+            return;
+        }
         let report = draft.report();
         let same = self.done.iter_mut().find(|(_, known)| {
             known.boot == report.boot
@@ -318,10 +349,16 @@ impl Draft {
         self.last_time = line.time.or(self.last_time);
         self.died |= line.text.contains("[#");
         self.asserted |= line.text.contains("ernel BUG ");
+        self.doubtful &= !is_trace(line.text);
         if self.lines.len() < LINES_MAX {
             let text: String = line.text.chars().take(CHARS_MAX).collect();
             self.lines.push((line.caller, text));
         }
+    }
+
+    /// Whether no trace has come for a line that needs one.
+    fn is_refuted(&self) -> bool {
+        self.doubtful && self.lines.len() > DOUBT_LINES
     }
 
     fn is_paused(&self, now: Option<u64>) -> bool {
@@ -361,6 +398,11 @@ impl Draft {
         if dies && !self.died && (self.class.is_exception() || self.asserted) {
             return true;
         }
+        // What was found by a trap of the compiler's or by a guard page is told, and then the trap.
+        let trapped = matches!(self.class, Class::Cfi | Class::Ubsan | Class::StackOverflow);
+        if dies && !self.died && near && trapped {
+            return true;
+        }
         if self.class == Class::Leak && class == Class::Leak {
             return near && text.starts_with("unreferenced object");
         }
@@ -389,6 +431,14 @@ impl Draft {
         let lines = callers.iter().flat_map(|caller| of(*caller));
         Report::new(self.class, Anatomy::of(self.class, lines), self.place)
     }
+}
+
+/// Whether `text` begins the part of a report that shows where a CPU was.
+fn is_trace(text: &str) -> bool {
+    let text = text.trim_start();
+    text.starts_with("Call Trace:")
+        || text.starts_with("Call trace:")
+        || (text.starts_with("CPU: ") && text.contains(" Comm: "))
 }
 
 /// Where in a message a report begins, and of which class.

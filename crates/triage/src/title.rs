@@ -127,21 +127,18 @@ pub(crate) fn topic(class: Class, anatomy: &Anatomy) -> String {
         Class::Unwinder => unwinder(head),
         Class::Leak => "memory leak".to_owned(),
         Class::NetDevice => "unregister_netdevice: waiting for DEV to become free".to_owned(),
-        Class::Slab => match head.rsplit_once("): ") {
-            Some((_, what)) => format!("BUG: slab: {}", masked(what)),
-            None => "BUG: slab".to_owned(),
-        },
+        Class::Slab => slab(head),
         Class::HungTask if head.contains(" can't die ") => "can't die".to_owned(),
         Class::MachineCheck => machine_check(head),
         Class::OutOfMemory => "Out of memory".to_owned(),
         Class::Kernel if is_lost(anatomy) => LOST.to_owned(),
-        Class::Kernel if head.contains("still in use") => "BUG: Dentry still in use".to_owned(),
-        Class::Kernel if head.starts_with("BUG: Bad rss-counter state") => {
-            "BUG: Bad rss-counter state".to_owned()
-        }
-        Class::Kernel | Class::BadPage | Class::Hardware | Class::Filesystem | Class::Block => {
-            masked(head)
-        }
+        Class::Kernel => kernel(head),
+        Class::BadPage => bad_page(head),
+        Class::Hardware => match head.split_once("[Hardware Error]: ") {
+            Some((_, what)) => format!("Hardware Error: {}", masked(what)),
+            None => masked(head),
+        },
+        Class::Filesystem | Class::Block => masked(head),
         _ => String::new(),
     }
 }
@@ -162,6 +159,7 @@ pub(crate) fn identifies(class: Class, anatomy: &Anatomy) -> bool {
         }
         Class::Kernel => !is_lost(anatomy),
         Class::BadPage
+        | Class::WorkqueueLockup
         | Class::Slab
         | Class::Unwinder
         | Class::NetDevice
@@ -191,9 +189,12 @@ fn sanitizer(head: &str) -> String {
 }
 
 fn ubsan(head: &str) -> String {
+    let head = head.strip_prefix("Internal error: ").unwrap_or(head);
     let rest = head.strip_prefix("UBSAN: ").unwrap_or("");
     let what = rest.split(" in ").next().unwrap_or("");
-    match what {
+    // Kernels that trap write "UBSAN: array index out of bounds at f+0x1/0x2".
+    let what = what.split(" at ").next().unwrap_or(what);
+    match what.split(':').next().unwrap_or(what) {
         "Undefined behaviour" => "undefined-behaviour".to_owned(),
         other => masked(other),
     }
@@ -209,6 +210,50 @@ fn page_fault(head: &str) -> String {
     String::new()
 }
 
+/// What is wrong with an object of a slab, without the name of its cache.
+fn slab(head: &str) -> String {
+    let what = if head.starts_with("Slab corruption") {
+        "corruption"
+    } else if head.starts_with("kmem_cache_destroy") {
+        "cache still has objects"
+    } else if let Some((_, what)) = head.rsplit_once("): ").filter(|_| head.starts_with("BUG ")) {
+        what
+    } else {
+        head.rsplit(": ").next().unwrap_or(head)
+    };
+    format!("BUG: slab: {}", masked(what))
+}
+
+/// The kernel's own inconsistencies without what names this boot's objects.
+fn kernel(head: &str) -> String {
+    if head.contains("still in use") {
+        return "BUG: Dentry still in use".to_owned();
+    }
+    let known = [
+        "BUG: Bad rss-counter state",
+        "BUG: workqueue leaked atomic, lock or RCU",
+        "BUG: workqueue leaked lock or atomic",
+        "BUG: non-zero pgtables_bytes on freeing mm",
+        "BUG: non-zero nr_ptes on freeing mm",
+        "BUG: non-zero nr_pmds on freeing mm",
+        "VFS: Busy inodes after unmount",
+    ];
+    known
+        .iter()
+        .find(|known| head.starts_with(**known))
+        .map_or_else(|| masked(head), |known| (*known).to_owned())
+}
+
+/// `BUG: Bad page state` of `BUG: Bad page state in process frobd  pfn:08000`.
+fn bad_page(head: &str) -> String {
+    if let Some((_, entry)) = head.split_once(": bad ") {
+        let entry = entry.split(' ').next().unwrap_or("");
+        return format!("bad {entry}");
+    }
+    let what = head.split(" in process").next().unwrap_or(head);
+    masked(what.split(": page").next().unwrap_or(what))
+}
+
 /// `divide error` of `divide error: 0000 [#1] SMP`.
 fn trap(head: &str) -> String {
     if head.starts_with("Internal error") {
@@ -217,6 +262,25 @@ fn trap(head: &str) -> String {
     if head.contains("double fault") {
         return "PANIC: double fault".to_owned();
     }
+    if head.starts_with("Bad mode in ") {
+        return "kernel panic: bad mode".to_owned();
+    }
+    if head.starts_with("Unhandled ") && head.contains(" exception on CPU") {
+        return "kernel panic: Unhandled exception".to_owned();
+    }
+    if head.starts_with("SError Interrupt") {
+        return "SError Interrupt".to_owned();
+    }
+    if let Some((_, vector)) = head.split_once(": Vector: ") {
+        let (_, name) = vector.split_once('(').unwrap_or(("", vector));
+        return name.split(')').next().unwrap_or(name).to_owned();
+    }
+    if head.starts_with("Unrecoverable exception") {
+        return "Unrecoverable exception".to_owned();
+    }
+    if head.contains("): Oops") {
+        return "Oops".to_owned();
+    }
     let rest = head
         .strip_prefix("Oops: ")
         .or_else(|| head.strip_prefix("Oops - "))
@@ -224,6 +288,7 @@ fn trap(head: &str) -> String {
     let name = rest.split(['[', ':', ',']).next().unwrap_or("").trim();
     match name {
         "divide_error" => "divide error".to_owned(),
+        "int3" => "int3".to_owned(),
         other => masked(other),
     }
 }
@@ -239,6 +304,10 @@ fn machinery_bug(anatomy: &Anatomy) -> String {
         "locking bug"
     } else if has("fs/proc/generic.c") {
         "proc registration bug"
+    } else if has("lib/kobject.c") {
+        "kobject bug"
+    } else if named.starts_with("__vmalloc_node_range") {
+        "zero-size vmalloc"
     } else if named == "kmalloc_slab" || named == "kmalloc_array" {
         "kmalloc bug"
     } else {
@@ -337,6 +406,9 @@ fn unwinder(head: &str) -> String {
 
 /// Bank and the architectural bits of the status: what is broken, not where and how often.
 fn machine_check(head: &str) -> String {
+    if let Some(why) = head.strip_prefix("Kernel panic - not syncing: ") {
+        return format!("kernel panic: {}", masked(why));
+    }
     let Some((_, rest)) = head.split_once(" Bank ") else {
         return masked(head);
     };
@@ -355,8 +427,9 @@ pub(crate) fn masked(text: &str) -> String {
         let digits = core.bytes().filter(u8::is_ascii_digit).count();
         let is_number =
             core.starts_with("0x") || (digits > 0 && core.bytes().all(|b| b.is_ascii_hexdigit()));
-        // "loop0:", "sh/123", "idx:3": a name with a number.
-        let is_name = digits > 0 && core.bytes().any(|b| b.is_ascii_alphabetic());
+        // "loop0:", "sh/123", "idx:3": a name with a number. "EXT4-fs" is a name as a whole.
+        let is_name =
+            digits > 0 && core.bytes().any(|b| b.is_ascii_alphabetic()) && !core.ends_with("-fs");
         if out.len() > TEXT_MAX {
             break;
         }
