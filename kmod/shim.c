@@ -36,6 +36,7 @@
 #include "doze.h"
 #include "console.h"
 #include "filter.h"
+#include "hardware.h"
 #include "locks.h"
 #include "pool.h"
 #include "shim.h"
@@ -229,6 +230,7 @@ static int nd_on_nmi(unsigned int type, struct pt_regs *regs)
 		return NMI_HANDLED;
 	nd.captured[cpu].held = true;
 	nd_capture(&nd.captured[cpu], regs);
+	nd_hardware_capture();
 	if (!atomic_cmpxchg(&nd.guard, 0, cpu + 1))
 		nd_guard();
 	nd_hold();
@@ -619,20 +621,28 @@ static size_t nd_read_text(u8 *to, bool from_start)
 	return bytes;
 }
 
+/* The number of the online CPU of this index; -1 if there is none. */
+static int nd_online_cpu(u64 index)
+{
+	int cpu;
+
+	for_each_online_cpu(cpu)
+		if (!index--)
+			return cpu;
+	return -1;
+}
+
 /* struct user_regs_struct begins with struct pt_regs. */
 static size_t nd_read_registers(u8 *to, u64 index)
 {
 	const struct nd_captured *captured;
 	struct nd_cpu *out = (struct nd_cpu *)to;
-	int cpu = -1;
+	int cpu = nd_online_cpu(index);
 	unsigned int i;
 
 	BUILD_BUG_ON(sizeof(struct pt_regs) != 21 * sizeof(u64));
-	do {
-		cpu = cpumask_next(cpu, cpu_online_mask);
-		if (cpu >= nr_cpu_ids)
-			return 0;
-	} while (index--);
+	if (cpu < 0)
+		return 0;
 	captured = &nd.captured[cpu];
 	memset(out, 0, sizeof(*out));
 	out->cpu = cpu;
@@ -650,6 +660,13 @@ static size_t nd_read_registers(u8 *to, u64 index)
 	for (i = 0; i < ARRAY_SIZE(captured->segments); i++)
 		out->registers[23 + i] = captured->segments[i] & 0xffff;
 	return sizeof(*out);
+}
+
+static size_t nd_read_processor(u8 *to, u64 index)
+{
+	int cpu = nd_online_cpu(index);
+
+	return cpu < 0 ? 0 : nd_hardware_read_processor(to, cpu, cpu == raw_smp_processor_id());
 }
 
 /* The text inside the ELF note that the kernel keeps for crash kernels. */
@@ -989,6 +1006,13 @@ static void nd_read(void)
 	case ND_STEP_STATE:
 		amount = nd_read_state(to, step->a);
 		break;
+	case ND_STEP_PROCESSOR:
+		amount = nd_read_processor(to, step->a);
+		break;
+	case ND_STEP_DEVICES:
+		amount = nd_hardware_read_devices(to, ND_SCRATCH_BYTES, step->a);
+		nd_interrupts_off();
+		break;
 	default:
 		amount = nd_read_pages(to, step->a, step->b, step->slot, step->filter);
 		break;
@@ -1043,6 +1067,19 @@ static void nd_finish(u64 action)
 	nd_hold();
 }
 
+/* How much of what was being read counts. */
+static size_t nd_salvaged(void)
+{
+	switch (nd.step.kind) {
+	case ND_STEP_PAGES:
+		return nd.step.b;
+	case ND_STEP_DEVICES:
+		return nd_hardware_devices_read();
+	default:
+		return 0;
+	}
+}
+
 /* What the dump path was doing is given up and the rest goes on. If the core was running, its state is torn. */
 static void nd_resume(void)
 {
@@ -1058,7 +1095,7 @@ static void nd_resume(void)
 		nd_core_state_faulted();
 	} else if (nd.place == ND_PLACE_READ) {
 		memset(nd.pages, ND_PAGE_UNREADABLE, sizeof(nd.pages));
-		nd_answer(nd.step.kind == ND_STEP_PAGES ? nd.step.b : 0);
+		nd_answer(nd_salvaged());
 	}
 	nd.place = ND_PLACE_NETWORK;
 	nd_finish(nd_run());
@@ -1221,6 +1258,7 @@ static void nd_dump(void)
  */
 static void nd_crashed(const char *reason)
 {
+	nd_hardware_note();
 	nd_stop_others();
 	nd_capture_own();
 	nd.reason = reason;
@@ -1435,6 +1473,7 @@ static void nd_release(enum nd_state state)
 	nd.stack = NULL;
 	kvfree(nd.captured);
 	nd.captured = NULL;
+	nd_hardware_free();
 }
 
 static void nd_disarm(enum nd_state state)
@@ -1476,7 +1515,7 @@ static int nd_take(void)
 		return nd_refuse(-ENOMEM, "no memory for the transmit pool");
 	nd.captured = kvcalloc(nr_cpu_ids, sizeof(*nd.captured), GFP_KERNEL);
 	nd.stack = vmalloc(ND_STACK_BYTES);
-	if (!nd.captured || !nd.stack || nd_locks_find())
+	if (!nd.captured || !nd.stack || nd_hardware_take() || nd_locks_find())
 		return nd_refuse(-ENOMEM, "no memory for a stack and for %u CPUs", nr_cpu_ids);
 	nd_find_taps();
 	error = nd_find_memory();
@@ -1599,7 +1638,7 @@ static void nd_fill_status(struct nd_status *status)
 	}
 	if (nd.captured)
 		status->other_bytes = PAGE_ALIGN(nr_cpu_ids * sizeof(*nd.captured)) + ND_STACK_BYTES +
-				      nd_console_bytes();
+				      nd_hardware_bytes() + nd_console_bytes();
 	if (nd.device) {
 		status->ifindex = nd.device->ifindex;
 		strscpy_pad(status->device, nd.device->name, sizeof(status->device));

@@ -189,6 +189,7 @@ impl Session {
             attempt: self.attempt,
             verdict: self.verdict,
             action: self.action,
+            knows_hardware: true,
         };
         let mut bitmap = [0; BITMAP_BYTES_MAX];
         let used = self.bitmap(written, &mut bitmap);

@@ -130,6 +130,7 @@ pub struct Driver {
     /// Whether text and State have been asked for since the session began.
     text_begun: bool,
     state_begun: bool,
+    devices_begun: bool,
 }
 
 impl Driver {
@@ -149,6 +150,7 @@ impl Driver {
             asked: false,
             text_begun: false,
             state_begun: false,
+            devices_begun: false,
         }
     }
 
@@ -415,7 +417,9 @@ impl Driver {
         let begun = match want {
             Want::Text => core::mem::replace(&mut self.text_begun, true),
             Want::State => core::mem::replace(&mut self.state_begun, true),
+            Want::Devices => core::mem::replace(&mut self.devices_begun, true),
             Want::Registers(_)
+            | Want::Processor(_)
             | Want::Notes
             | Want::MemoryMap
             | Want::Pages { .. }
@@ -489,6 +493,7 @@ impl Driver {
         self.route = Route::new(crash.mac, arming.vlan, server);
         self.text_begun = false;
         self.state_begun = false;
+        self.devices_begun = false;
         self.begun_at = now;
         self.ask_at = now;
         self.asked = false;

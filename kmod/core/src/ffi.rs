@@ -36,9 +36,11 @@ const STEP_NOTES: u32 = 3;
 const STEP_MEMORY_MAP: u32 = 4;
 const STEP_WRITTEN: u32 = 5;
 const STEP_STATE: u32 = 6;
-const STEP_PAGES: u32 = 7;
-const STEP_WAIT: u32 = 8;
-const STEP_FINISHED: u32 = 9;
+const STEP_PROCESSOR: u32 = 7;
+const STEP_DEVICES: u32 = 8;
+const STEP_PAGES: u32 = 9;
+const STEP_WAIT: u32 = 10;
+const STEP_FINISHED: u32 = 11;
 
 const LANE_SEALED: u32 = 0;
 const LANE_SYSLOG: u32 = 1;
@@ -635,6 +637,8 @@ fn read_step(want: Want, from_start: bool) -> NdStep {
         Want::Notes => step(STEP_NOTES, 0),
         Want::MemoryMap => step(STEP_MEMORY_MAP, 0),
         Want::Written => step(STEP_WRITTEN, 0),
+        Want::Processor(index) => step(STEP_PROCESSOR, index.into()),
+        Want::Devices => step(STEP_DEVICES, from_start.into()),
         Want::State => step(STEP_STATE, from_start.into()),
         Want::Pages {
             first,
