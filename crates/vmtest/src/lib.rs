@@ -17,6 +17,7 @@ pub mod console;
 pub mod crash;
 pub mod frame;
 pub mod guest;
+pub mod hardware;
 pub mod initramfs;
 pub mod kernel;
 pub mod link;

@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::agreement;
 use crate::crash::{By, Crash, End, On};
 use crate::frame::Mac;
+use crate::hardware;
 use crate::initramfs::Initramfs;
 use crate::kernel::KernelView;
 use crate::link::{Door, Link, Marker};
@@ -726,6 +727,7 @@ fn judge(
         .map(|what| (0, format!("{} of the pattern, first: {what}", damage.len())));
     story.seen.mismatch = comparison.examples.first().cloned().or(spoiled);
     let mut unreadable = read(plan, session, &vmcore, crash_dir, folder, report)?;
+    unreadable.extend(judge_hardware(plan, machine, crash_dir)?);
     unreadable.extend(prove_filter(
         plan,
         &vmcore,
@@ -736,6 +738,26 @@ fn judge(
     )?);
     story.seen.unreadable.append(&mut unreadable);
     Ok(())
+}
+
+/// Judges what the server kept of the hardware.
+fn judge_hardware(
+    plan: &Plan,
+    machine: &mut Machine,
+    crash_dir: &Path,
+) -> Result<Vec<(String, String)>> {
+    let nothing = serde_json::json!({});
+    let pci = machine.vm.qmp.command("query-pci", &nothing)?;
+    let complaints = hardware::judge(&hardware::Wanted {
+        netdump: &plan.netdump,
+        crash_dir,
+        crash: plan.crash,
+        cpus: plan.cpus,
+        pci: &pci,
+        nic: plan.nic.name(),
+    })?;
+    let named = |why| ("hardware".to_owned(), why);
+    Ok(complaints.into_iter().map(named).collect())
 }
 
 /// What the guest's serial console wrote.

@@ -700,6 +700,75 @@ mod tests {
     use super::*;
     use crate::record::{RamRange, Record, decode};
 
+    /// The numbers of the kinds that a server gets that knows hardware state or does not. Nothing is
+    /// acknowledged before the composer waits for it.
+    fn kinds(verdict: Verdict, knows_hardware: bool) -> Vec<u8> {
+        let mut composer = Composer::new();
+        composer.start(&zerocopy::FromZeros::new_zeroed());
+        let (mut stream, mut settled, mut devices) = (Vec::new(), false, 12);
+        while !composer.done() {
+            let told = Told {
+                verdict,
+                settled,
+                knows_hardware,
+            };
+            let want = match composer.next(told) {
+                Next::Bytes(bytes) => {
+                    stream.extend_from_slice(bytes);
+                    let taken = bytes.len();
+                    composer.consume(taken);
+                    settled = false;
+                    continue;
+                }
+                Next::Blocked => {
+                    assert!(!settled, "it waits for nothing");
+                    settled = true;
+                    continue;
+                }
+                Next::Read(want) => want,
+            };
+            composer.scratch().fill(0);
+            let bytes = match want {
+                Want::Pages { pass, .. } => {
+                    let other = (pass == Pass::Precious).then_some(PageStatus::OtherPass);
+                    composer.pages(&[other.unwrap_or(PageStatus::Unreadable)]);
+                    continue;
+                }
+                Want::MemoryMap => {
+                    composer.scratch()[8] = 1;
+                    16
+                }
+                Want::Devices => {
+                    assert!(
+                        settled || devices == 0,
+                        "all is there before devices are asked"
+                    );
+                    core::mem::take(&mut devices)
+                }
+                Want::Processor(0) => 8,
+                _ => 0,
+            };
+            composer.filled(bytes);
+        }
+        let (mut kinds, mut rest) = (vec![], stream.as_slice());
+        while let Ok(Some(decoded)) = decode(rest) {
+            kinds.push(rest[0]);
+            rest = &rest[decoded.bytes..];
+        }
+        assert!(rest.is_empty(), "{} bytes are no record", rest.len());
+        kinds
+    }
+
+    #[test]
+    fn hardware_state_goes_to_who_knows_it() {
+        let full = Verdict::Full { filter: 0 };
+        // Hello, Notes, MemoryMap, Processor, Unreadable, Totals, Written, Devices, End.
+        assert_eq!(kinds(full, true), [1, 4, 5, 16, 8, 10, 11, 17, 13]);
+        assert_eq!(kinds(full, false), [1, 4, 5, 8, 10, 11, 13]);
+        assert_eq!(kinds(Verdict::LogOnly, true), [1, 4, 5, 16, 17, 13]);
+        assert_eq!(kinds(Verdict::LogOnly, false), [1, 4, 5, 13]);
+    }
+
     /// Composes all of two ranges of which every page is excluded, answering each question for
     /// `pages` pages. Gives the runs, the excluded pages of Totals, and the questions for pages.
     fn compose(pages: u64) -> (Vec<Run>, u64, u32) {
