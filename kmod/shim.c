@@ -49,6 +49,8 @@ static void nd_finish(u64 action);
 static void nd_resume(void);
 static void nd_resume_after_fault(void);
 static void nd_before_kdump(void);
+static void nd_answer(size_t amount);
+static void nd_read(void);
 
 /* ---- Time ---- */
 
@@ -171,6 +173,7 @@ static void __noreturn nd_guard(void)
 static void nd_after_hang(void)
 {
 	nd.hangs++;
+	nd.tasks.hung = true;
 	if (nd.running)
 		nd_resume();
 	nd_capture_own();
@@ -913,56 +916,157 @@ static void nd_print_memory(void)
 	handle_sysrq('m');
 }
 
-/* The next threads of what Alt-SysRq-t prints. Piece by piece, so that the log need not hold them all. */
+/* Asleep until something happens, and not idle: what Alt-SysRq-w prints. */
+static bool nd_is_blocked(const struct task_struct *task)
+{
+	unsigned int state = READ_ONCE(task->__state);
+
+	return (state & TASK_UNINTERRUPTIBLE) && !(state & TASK_NOLOAD);
+}
+
+static void nd_tasks_from(enum nd_tasks_pass pass)
+{
+	nd.tasks.pass = pass;
+	nd.tasks.process = next_task(&init_task);
+	nd.tasks.thread = nd.tasks.process;
+	nd.tasks.threads = 0;
+	if (pass == ND_TASKS_BLOCKED)
+		pr_info("netdump: blocked tasks\n");
+	else
+		pr_info("netdump: all tasks\n");
+}
+
+static void nd_tasks_end(void)
+{
+	nd.tasks.pass = ND_TASKS_OVER;
+	pr_info("netdump: %u threads shown, %u of them blocked\n", nd.tasks.shown, nd.tasks.blocked);
+}
+
+/* The list is left before the thread is shown, so that a fault in that costs this one only. */
+static struct task_struct *nd_next_thread(void)
+{
+	struct task_struct *thread = nd.tasks.thread;
+	bool last = false;
+
+	nd.tasks.thread = next_thread(thread);
+	if (nd.tasks.thread == nd.tasks.process) {
+		nd.tasks.process = next_task(nd.tasks.process);
+		nd.tasks.thread = nd.tasks.process;
+		last = nd.tasks.process == &init_task;
+	}
+	if (++nd.tasks.threads >= ND_THREADS_MAX || last)
+		nd.tasks.last = true;
+	return thread;
+}
+
+/*
+ * The next threads, piece by piece, so that the log need not hold them all: first the blocked ones, which most often are
+ * why somebody looks, then every one.
+ */
 static void nd_print_tasks(unsigned int threads)
 {
-	while (threads-- && !nd.tasks.ended) {
-		sched_show_task(nd.tasks.thread);
-		nd.tasks.thread = next_thread(nd.tasks.thread);
-		if (nd.tasks.thread == nd.tasks.process) {
-			nd.tasks.process = next_task(nd.tasks.process);
-			nd.tasks.thread = nd.tasks.process;
-			nd.tasks.ended = nd.tasks.process == &init_task;
+	while (threads-- && nd.tasks.pass != ND_TASKS_OVER) {
+		enum nd_tasks_pass pass = nd.tasks.pass;
+		struct task_struct *thread;
+
+		if (nd.tasks.last && pass == ND_TASKS_BLOCKED) {
+			nd.tasks.last = false;
+			nd_tasks_from(ND_TASKS_ALL);
+			return;
 		}
-		if (++nd.tasks.threads >= ND_THREADS_MAX)
-			nd.tasks.ended = true;
+		if (nd.tasks.last) {
+			nd_tasks_end();
+			return;
+		}
+		thread = nd_next_thread();
+		if (pass == ND_TASKS_BLOCKED && !nd_is_blocked(thread))
+			continue;
+		if (pass == ND_TASKS_BLOCKED)
+			nd.tasks.blocked++;
+		else
+			nd.tasks.shown++;
+		sched_show_task(thread);
 	}
+}
+
+/* Time and pieces are bounded. What is left out is told in the text itself. */
+static void nd_check_state(void)
+{
+	bool late = nd_now() - nd.tasks.begun > ND_STATE_SECONDS * USEC_PER_SEC;
+
+	if (nd.tasks.pass == ND_TASKS_OVER || (!late && nd.tasks.pieces < ND_STATE_PIECES_MAX))
+		return;
+	nd.tasks.pass = ND_TASKS_OVER;
+	pr_info("netdump: tasks cut: %u threads shown, %u of them blocked, then the limit of %u %s was reached\n",
+		nd.tasks.shown, nd.tasks.blocked, late ? ND_STATE_SECONDS : ND_STATE_PIECES_MAX, late ? "seconds" : "pieces");
 }
 
 /* As much of the log as fits, from where the last piece ended. One record is 2 KiB at most with its prefixes. */
-static size_t nd_read_log(u8 *to)
-{
-	size_t used = 0, bytes;
-
-	while (used + SZ_4K <= ND_SCRATCH_BYTES &&
-	       kmsg_dump_get_line(&nd.tasks.log, false, to + used, ND_SCRATCH_BYTES - used, &bytes))
-		used += bytes;
-	return used;
-}
-
-static size_t nd_read_state(u8 *to, bool from_start)
+static void nd_read_log(u8 *to)
 {
 	size_t bytes;
 
-	if (from_start) {
-		memset(&nd.tasks, 0, sizeof(nd.tasks));
-		kmsg_dump_rewind(&nd.tasks.log);
-		nd.tasks.log.cur_seq = nd.tasks.log.next_seq;
-		if (nd_locks_taken_over() || nd.faults || nd.hangs || nd_pool.overwritten)
-			pr_info("netdump: took over %u held locks, survived %u faults and %u hangs of its own way, left out %u parts of the transmit pool that had been overwritten\n",
-				nd_locks_taken_over(), nd.faults, nd.hangs, nd_pool.overwritten);
-		nd.tasks.process = next_task(&init_task);
-		nd.tasks.thread = nd.tasks.process;
-		nd_print_memory();
-	}
+	while (nd.tasks.used + SZ_4K <= ND_SCRATCH_BYTES &&
+	       kmsg_dump_get_line(&nd.tasks.log, false, to + nd.tasks.used, ND_SCRATCH_BYTES - nd.tasks.used, &bytes))
+		nd.tasks.used += bytes;
+}
+
+static void nd_state_begin(void)
+{
+	memset(&nd.tasks, 0, sizeof(nd.tasks));
+	nd.tasks.begun = nd_now();
+	kmsg_dump_rewind(&nd.tasks.log);
+	nd.tasks.log.cur_seq = nd.tasks.log.next_seq;
+	if (nd_locks_taken_over() || nd.faults || nd.hangs || nd_pool.overwritten)
+		pr_info("netdump: took over %u held locks, survived %u faults and %u hangs of its own way, left out %u parts of the transmit pool that had been overwritten\n",
+			nd_locks_taken_over(), nd.faults, nd.hangs, nd_pool.overwritten);
+	nd_print_memory();
+	nd_tasks_from(ND_TASKS_BLOCKED);
+}
+
+/* Fills the buffer up to where four more threads may not fit. Goes on after a fault: what is there already stays. */
+static size_t nd_read_state(u8 *to, bool from_start)
+{
+	size_t used;
+
+	/* Once only, also if the beginning does not survive. */
+	nd.step.a = false;
+	if (from_start)
+		nd_state_begin();
 	for (;;) {
 		touch_nmi_watchdog();
-		bytes = nd_read_log(to);
-		if (bytes || nd.tasks.ended)
-			return bytes;
-		nd_print_tasks(8);
+		nd_check_state();
+		nd_read_log(to);
+		used = nd.tasks.used;
+		if (used + ND_STATE_ROOM > ND_SCRATCH_BYTES || nd.tasks.pass == ND_TASKS_OVER)
+			break;
+		nd_print_tasks(4);
 		nd_interrupts_off();
 	}
+	nd.tasks.used = 0;
+	nd.tasks.pieces++;
+	return used;
+}
+
+/*
+ * After a fault or a hang in the State text. A fault costs the thread that was shown, and is told; too many of them, or one
+ * hang, end the text with what there is of it.
+ */
+static void nd_resume_state(void)
+{
+	size_t used = nd.tasks.used;
+
+	if (!nd.tasks.hung && nd.tasks.faults++ < ND_STATE_FAULTS_MAX) {
+		pr_info("netdump: a fault while this was shown: goes on with the next\n");
+		if (nd.tasks.pass == ND_TASKS_NONE)
+			nd_tasks_from(ND_TASKS_BLOCKED);
+		nd_read();
+		return;
+	}
+	nd.tasks.used = 0;
+	if (used)
+		nd_answer(used);
+	nd_core_state_faulted();
 }
 
 /* ---- The dump ---- */
@@ -1091,8 +1195,7 @@ static void nd_resume(void)
 	if (nd.place == ND_PLACE_CORE || nd.faults + nd.hangs > ND_FAULTS_MAX)
 		nd_finish(ND_ACTION_NONE);
 	if (nd.place == ND_PLACE_READ && nd.step.kind == ND_STEP_STATE) {
-		nd.place = ND_PLACE_NETWORK;
-		nd_core_state_faulted();
+		nd_resume_state();
 	} else if (nd.place == ND_PLACE_READ) {
 		memset(nd.pages, ND_PAGE_UNREADABLE, sizeof(nd.pages));
 		nd_answer(nd_salvaged());

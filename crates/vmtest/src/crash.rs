@@ -73,6 +73,8 @@ pub enum Crash {
     LinkDown,
     /// `panic()` after netdump's transmit pool was overwritten.
     Pool,
+    /// `panic()` on a host with thousands of threads.
+    ManyTasks,
     /// `panic()` with the module loaded but not armed, the network not configured.
     Unarmed,
 }
@@ -315,6 +317,10 @@ const MENU: &[(Crash, Facts)] = &[
     ),
     (Crash::Pool, facts("pool", "crashme_pool", On::Init)),
     (
+        Crash::ManyTasks,
+        facts("many-tasks", "crashme_many_tasks", On::Init),
+    ),
+    (
         Crash::Unarmed,
         Facts {
             by: By::CrashmeAs("panic"),
@@ -358,10 +364,21 @@ impl Crash {
             Self::LinkDown,
             Self::Spinners,
             Self::Together,
+            Self::ManyTasks,
         ];
         self.facts().settings.is_empty()
             && !waits.contains(&self)
             && !matches!(self.facts().by, By::Monitor(_))
+    }
+
+    /// Threads that the State text must show at least; `None` if it is what fails.
+    #[must_use]
+    pub const fn threads_min(self) -> Option<u64> {
+        match self {
+            Self::FaultInState | Self::HangInState => None,
+            Self::ManyTasks => Some(3000),
+            _ => Some(30),
+        }
     }
 
     /// Whether the dump path itself faults.

@@ -892,6 +892,14 @@ fn read(
             .into_iter()
             .map(|why| ("log".to_owned(), why)),
     );
+    let threads_min = plan.crash.threads_min();
+    found.extend(
+        threads_min
+            .map(|least| readers::judge_state(&String::from_utf8_lossy(&log), least))
+            .into_iter()
+            .flatten()
+            .map(|why| ("state".to_owned(), why)),
+    );
     if plan.console {
         found.extend(read_streamed(crash_dir, expected.console)?);
     }
