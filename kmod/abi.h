@@ -40,8 +40,10 @@ struct nd_arming {
 	u32 dumps;
 	/* Not zero: a crash kernel that is loaded runs before the panic notifiers. */
 	u32 kdump_first;
+	/* Not zero: a crash kernel that is loaded runs after the dump, instead of a reboot. */
+	u32 kdump_last;
 };
-static_assert(sizeof(struct nd_arming) == 24);
+static_assert(sizeof(struct nd_arming) == 28);
 
 enum nd_state {
 	ND_IDLE,

@@ -176,6 +176,7 @@ static void nd_after_hang(void)
 	nd.tasks.hung = true;
 	if (nd.running)
 		nd_resume();
+	nd.resumed = true;
 	nd_capture_own();
 	nd.reason = "the kernel hung in its own panic";
 	nd.running = true;
@@ -1154,10 +1155,14 @@ static u64 nd_run(void)
 /*
  * What the administrator said by panic_timeout is respected: negative is at once, positive is not before that many
  * seconds after the crash. At 0, which is "stay" to the kernel, the server's word counts, and without one the host
- * reboots, because that is what it was armed for. Returns only if it shall stay.
+ * reboots, because that is what it was armed for. Returns only if it shall stay, or if a crash kernel comes next.
  */
 static void nd_finish(u64 action)
 {
+	if (nd.kdump_last && kexec_crash_loaded() && !nd.resumed && action != ND_ACTION_HALT) {
+		nd_locks_close();
+		return;
+	}
 	while (panic_timeout > 0 && nd_now() < panic_timeout * (u64)USEC_PER_SEC)
 		touch_nmi_watchdog();
 	nd_locks_close();
@@ -1187,6 +1192,7 @@ static size_t nd_salvaged(void)
 /* What the dump path was doing is given up and the rest goes on. If the core was running, its state is torn. */
 static void nd_resume(void)
 {
+	nd.resumed = true;
 	nd_interrupts_off();
 	/* The dump can do without them: its own state is whole. */
 	if (nd.last_words)
@@ -1320,20 +1326,11 @@ static void nd_before_kdump(void)
 	atomic_set(&nd.owner, 0);
 }
 
-static void nd_dump(void)
+/* With a device that can send. */
+static void nd_tell(void)
 {
 	static struct nd_crash crash;
-	bool console;
-	rx_handler_func_t *rx_handler = rcu_dereference_raw(nd.device->rx_handler);
-#if IS_ENABLED(CONFIG_VLAN_8021Q)
-	struct vlan_info *vlan_info = rcu_dereference_raw(nd.device->vlan_info);
-#endif
 
-	/* Held to the end: what the dump path prints stays in the log and costs no time on consoles. */
-	console = console_trylock();
-	console_loglevel = 1;
-	if (!nd_take_device())
-		nd_finish(ND_ACTION_NONE);
 	if (nd.keep_user)
 		nd_filter_keep();
 	nd_describe(&crash, nd.reason);
@@ -1344,6 +1341,23 @@ static void nd_dump(void)
 	nd_bench("sealed", true);
 #endif
 	nd_finish(nd.dumps ? nd_run() : ND_ACTION_STAY);
+}
+
+static void nd_dump(void)
+{
+	bool console;
+	rx_handler_func_t *rx_handler = rcu_dereference_raw(nd.device->rx_handler);
+#if IS_ENABLED(CONFIG_VLAN_8021Q)
+	struct vlan_info *vlan_info = rcu_dereference_raw(nd.device->vlan_info);
+#endif
+
+	/* Held to the end: what the dump path prints stays in the log and costs no time on consoles. */
+	console = console_trylock();
+	console_loglevel = 1;
+	if (nd_take_device())
+		nd_tell();
+	else
+		nd_finish(ND_ACTION_NONE);
 
 	rcu_assign_pointer(nd.device->rx_handler, rx_handler);
 #if IS_ENABLED(CONFIG_VLAN_8021Q)
@@ -1645,6 +1659,7 @@ static int nd_arm(const struct nd_arming *arming)
 	nd.keep_user = arming->keep_user;
 	nd.dumps = arming->dumps;
 	nd.kdump_first = arming->kdump_first;
+	nd.kdump_last = arming->kdump_last;
 	error = nd_take();
 	if (!error) {
 		error = nd_console_start();
@@ -1656,8 +1671,8 @@ static int nd_arm(const struct nd_arming *arming)
 		return error;
 	}
 	nd.armed_unix_seconds = ktime_get_real_seconds();
-	if (kexec_crash_loaded())
-		nd_refuse(0, "a crash kernel is loaded, which runs before netdump: unload it, or boot with crash_kexec_post_notifiers");
+	if (kexec_crash_loaded() && nd.kdump_first)
+		nd_refuse(0, "a crash kernel is loaded, which runs before netdump: unload it, or arm with --kdump last");
 	smp_store_release(&nd.state, ND_ARMED);
 	return 0;
 }

@@ -111,6 +111,7 @@ struct nd_shim {
 	bool keep_user;
 	bool dumps;
 	bool kdump_first;
+	bool kdump_last;
 	struct nd_ram ram[ND_RAM_RANGES_MAX];
 	u32 ram_ranges;
 	u64 ram_pages;
@@ -133,6 +134,8 @@ struct nd_shim {
 	bool panicking;
 	bool stopping;
 	bool running;
+	/* The dump path has begun anew on its stack: there is no way back to the panic. */
+	bool resumed;
 	/* The console's last words are being sent; the dump has not begun. */
 	bool last_words;
 	/* The first held CPU writes its number, plus one, and watches `beat` while `watched`. */

@@ -75,6 +75,10 @@ pub enum Crash {
     Pool,
     /// `panic()` on a host with thousands of threads.
     ManyTasks,
+    /// `panic()` with a crash kernel loaded that runs at once: no dump of ours.
+    KdumpFirst,
+    /// `panic()` with a crash kernel loaded that runs after our dump.
+    KdumpLast,
     /// `panic()` with the module loaded but not armed, the network not configured.
     Unarmed,
 }
@@ -113,6 +117,11 @@ pub enum End {
     Dump,
     /// Nothing is sent; the kernel's own `panic=` reboots.
     Nothing,
+    /// Nothing is sent; a crash kernel runs, and reboots.
+    Capture,
+    /// A whole dump, and then a crash kernel runs, and reboots. Its start changes memory, so that is
+    /// not compared.
+    DumpThenCapture,
 }
 
 /// One line of the menu.
@@ -321,6 +330,22 @@ const MENU: &[(Crash, Facts)] = &[
         facts("many-tasks", "crashme_many_tasks", On::Init),
     ),
     (
+        Crash::KdumpFirst,
+        Facts {
+            by: By::CrashmeAs("panic"),
+            end: End::Capture,
+            ..facts("kdump-first", "crashme_panic", On::Init)
+        },
+    ),
+    (
+        Crash::KdumpLast,
+        Facts {
+            by: By::CrashmeAs("panic"),
+            end: End::DumpThenCapture,
+            ..facts("kdump-last", "crashme_panic", On::Init)
+        },
+    ),
+    (
         Crash::Unarmed,
         Facts {
             by: By::CrashmeAs("panic"),
@@ -371,13 +396,27 @@ impl Crash {
             && !matches!(self.facts().by, By::Monitor(_))
     }
 
+    /// When a crash kernel is to run, as `netdump arm --kdump` has it; `None` if there is none.
+    #[must_use]
+    pub const fn kdump(self) -> Option<&'static str> {
+        if matches!(self, Self::KdumpFirst) {
+            Some("first")
+        } else if matches!(self, Self::KdumpLast) {
+            Some("last")
+        } else {
+            None
+        }
+    }
+
     /// Threads that the State text must show at least; `None` if it is what fails.
     #[must_use]
     pub const fn threads_min(self) -> Option<u64> {
-        match self {
-            Self::FaultInState | Self::HangInState => None,
-            Self::ManyTasks => Some(3000),
-            _ => Some(30),
+        if matches!(self, Self::FaultInState | Self::HangInState) {
+            None
+        } else if matches!(self, Self::ManyTasks) {
+            Some(3000)
+        } else {
+            Some(30)
         }
     }
 

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -45,6 +46,32 @@ pub fn mount_device(kind: &str, device: &str, path: &str, flags: MountFlags) -> 
     fs::create_dir_all(path)?;
     mount(device, path, kind, flags, None)
         .with_context(|| format!("cannot mount {kind} of {device} on {path}"))
+}
+
+/// Has the kernel load a crash kernel, which is told `line`.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn load_crash_kernel_of(kernel: &File, initramfs: &File, line: &str) -> Result<()> {
+    const KEXEC_FILE_ON_CRASH: libc::c_ulong = 2;
+    let line = CString::new(line)?;
+    // SAFETY: two open files and a string with its NUL and its length; the kernel copies all of it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_kexec_file_load,
+            kernel.as_raw_fd(),
+            initramfs.as_raw_fd(),
+            line.as_bytes_with_nul().len(),
+            line.as_ptr(),
+            KEXEC_FILE_ON_CRASH,
+        )
+    };
+    ensure!(
+        result == 0,
+        "cannot load the crash kernel: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
 }
 
 /// Loads a module with its parameters.

@@ -37,6 +37,7 @@ pub mod rules;
 pub mod run;
 pub mod server;
 pub mod stage;
+pub mod stress;
 pub mod table;
 pub mod verdict;
 pub mod vm;

@@ -79,6 +79,8 @@ pub struct Needs {
     pub dumps: bool,
     /// A crash kernel that is loaded runs before the panic notifiers.
     pub kdump_first: bool,
+    /// A crash kernel that is loaded runs after the dump.
+    pub kdump_last: bool,
 }
 
 impl Needs {
@@ -90,6 +92,7 @@ impl Needs {
             keep_user: arming.keep_user,
             dumps: arming.servers.iter().flatten().next().is_some(),
             kdump_first: arming.console.kdump_first,
+            kdump_last: arming.console.kdump_last,
         };
         let syslog = arming.console.syslog.as_ref();
         let syslog = syslog.and_then(|(_, way)| Route::new([0; 6], arming.vlan, way));

@@ -62,6 +62,7 @@ struct NdArming {
     keep_user: u32,
     dumps: u32,
     kdump_first: u32,
+    kdump_last: u32,
 }
 
 /// `struct nd_status`.
@@ -175,7 +176,7 @@ const _: () = assert!(size_of::<NdRecord>() == 24);
 const _: () = assert!(size_of::<NdWay>() == 24);
 const _: () = assert!(size_of::<NdDying>() == 32);
 const _: () = assert!(size_of::<NdClock>() == 24);
-const _: () = assert!(size_of::<NdArming>() == 24);
+const _: () = assert!(size_of::<NdArming>() == 28);
 const _: () = assert!(size_of::<NdStatus>() == 272);
 const _: () = assert!(size_of::<NdCrash>() == 544);
 const _: () = assert!(size_of::<NdStep>() == 32);
@@ -467,6 +468,7 @@ unsafe extern "C" fn nd_core_command(
             arming.keep_user = needs.keep_user.into();
             arming.dumps = needs.dumps.into();
             arming.kdump_first = needs.kdump_first.into();
+            arming.kdump_last = needs.kdump_last.into();
             COMMAND_ARM
         }
         Ok(None) => COMMAND_DISARM,
