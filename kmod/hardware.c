@@ -48,7 +48,7 @@ static const u32 msrs[] = {
 
 /* Those of both kinds of local APIC: reading another one would fault. */
 static const u16 apic_registers[] = {
-	APIC_ID, APIC_LVR, APIC_TASKPRI, APIC_PROCPRI, APIC_LDR, APIC_SPIV,
+	APIC_ID, APIC_LVR, APIC_TASKPRI, APIC_LDR, APIC_SPIV,
 	APIC_ISR, APIC_ISR + 0x10, APIC_ISR + 0x20, APIC_ISR + 0x30, APIC_ISR + 0x40, APIC_ISR + 0x50, APIC_ISR + 0x60,
 	APIC_ISR + 0x70,
 	APIC_TMR, APIC_TMR + 0x10, APIC_TMR + 0x20, APIC_TMR + 0x30, APIC_TMR + 0x40, APIC_TMR + 0x50, APIC_TMR + 0x60,
@@ -204,8 +204,12 @@ static void nd_capture_apic(struct nd_processor *to)
 	last = GET_APIC_MAXLVT(version);
 	/* The fifth entry is the performance counters', the sixth the thermal sensor's, the seventh the corrected errors'. */
 	to->apic_used = APIC_REGISTERS_ALWAYS + (last >= 4) + (last >= 5) + (last >= 6);
-	for (i = 0; i < to->apic_used; i++)
-		to->apic[i] = apic->read(apic_registers[i]);
+	for (i = 0; i < to->apic_used; i++) {
+		bool changed = apic_registers[i] == APIC_TASKPRI && to->noted;
+
+		/* CR8 is its upper half. The dump path has raised it since. */
+		to->apic[i] = changed ? to->controls[AT_CR8] << 4 : apic->read(apic_registers[i]);
+	}
 }
 
 void nd_hardware_note(void)

@@ -5,11 +5,10 @@
 //! kernel, and crashes. As the capture system it has the network up and pipes makedumpfile into ssh
 //! or a TCP connection: no distribution's capture system can do with less.
 
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,8 +19,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mount::MountFlags;
 use rustix::pipe::SpliceFlags;
 use vmtest::guest::{
-    hardware_address, load_module, map, memory, mount_basics, mount_device, mount_here, run,
-    wait_for, wait_for_carrier,
+    hardware_address, load_crash_kernel_of, load_module, map, memory, mount_basics, mount_device,
+    mount_here, run, wait_for, wait_for_carrier,
 };
 use vmtest::peer::{
     CAPTURE_PROGRAMS, Orders, RESERVED, Role, SERVER, TCP_PORT, Transport, UNARMED,
@@ -36,7 +35,6 @@ const MIB: u64 = 1 << 20;
 const CONTENT_MIB: std::ops::Range<u64> = 32..1700;
 /// Smaller files say little about reading.
 const CACHED_BYTES_MIN: u64 = 32 << 10;
-const KEXEC_FILE_ON_CRASH: libc::c_ulong = 2;
 /// How long a kernel that was told to crash may still run this program.
 const CRASH_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -245,23 +243,7 @@ fn arm() -> Result<u64> {
 fn load_crash_kernel(orders: &Orders) -> Result<u64> {
     let kernel = File::open("/boot/vmlinuz").context("no crash kernel")?;
     let initramfs = File::open("/boot/capture.img").context("no capture system")?;
-    let line = CString::new(orders.capture_line.as_str())?;
-    // SAFETY: two open files and a string with its NUL and its length; the kernel copies all of it.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_kexec_file_load,
-            kernel.as_raw_fd(),
-            initramfs.as_raw_fd(),
-            line.as_bytes_with_nul().len(),
-            line.as_ptr(),
-            KEXEC_FILE_ON_CRASH,
-        )
-    };
-    ensure!(
-        result == 0,
-        "cannot load the crash kernel: {}",
-        std::io::Error::last_os_error()
-    );
+    load_crash_kernel_of(&kernel, &initramfs, &orders.capture_line)?;
     let bytes = fs::read_to_string("/sys/kernel/kexec_crash_size")?;
     Ok(bytes.trim().parse::<u64>()? / 1024)
 }
