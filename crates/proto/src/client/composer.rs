@@ -746,7 +746,12 @@ mod tests {
                     core::mem::take(&mut devices)
                 }
                 Want::Processor(0) => 8,
-                _ => 0,
+                Want::Text
+                | Want::Registers(_)
+                | Want::Notes
+                | Want::Written
+                | Want::Processor(_)
+                | Want::State => 0,
             };
             composer.filled(bytes);
         }
