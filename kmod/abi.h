@@ -40,8 +40,10 @@ struct nd_arming {
 	u32 dumps;
 	/* Not zero: a crash kernel that is loaded runs before the panic notifiers. */
 	u32 kdump_first;
+	/* Not zero: a crash kernel that is loaded runs after the dump, instead of a reboot. */
+	u32 kdump_last;
 };
-static_assert(sizeof(struct nd_arming) == 24);
+static_assert(sizeof(struct nd_arming) == 28);
 
 enum nd_state {
 	ND_IDLE,
@@ -118,6 +120,32 @@ struct nd_written {
 };
 static_assert(sizeof(struct nd_written) == 16);
 
+/* What a reboot destroys, in the layouts of proto::hardware. */
+#define ND_PROCESSOR_REGISTERS_MAX	512
+struct nd_processor_head {
+	u32 cpu;
+	u32 reserved;
+};
+static_assert(sizeof(struct nd_processor_head) == 8);
+
+struct nd_register {
+	u16 space;
+	u16 reserved;
+	u32 number;
+	u64 value;
+};
+static_assert(sizeof(struct nd_register) == 16);
+
+struct nd_device_head {
+	u32 segment;
+	u8 bus;
+	u8 devfn;
+	u16 read;
+	u16 length;
+	u16 reserved;
+};
+static_assert(sizeof(struct nd_device_head) == 12);
+
 enum nd_written_kind {
 	ND_WRITTEN_MODULE = 1,
 	ND_WRITTEN_POOL,
@@ -156,6 +184,10 @@ enum nd_step_kind {
 	ND_STEP_MEMORY_MAP,
 	ND_STEP_WRITTEN,
 	ND_STEP_STATE,
+	/* ... with the hardware state of the `a`-th CPU ... */
+	ND_STEP_PROCESSOR,
+	/* ... with the next PCI devices' configuration spaces, from the first one if `a` ... */
+	ND_STEP_DEVICES,
 	/* Read those of `b` pages from pfn `a` on that belong to pass `slot`, an nd_pass, and are not excluded by `filter`,
 	 * then nd_core_pages(); or nd_core_run(), if they and pages after them are all alike.
 	 */

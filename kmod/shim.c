@@ -37,6 +37,7 @@
 #include "doze.h"
 #include "console.h"
 #include "filter.h"
+#include "hardware.h"
 #include "locks.h"
 #include "pool.h"
 #include "shim.h"
@@ -49,6 +50,8 @@ static void nd_finish(u64 action);
 static void nd_resume(void);
 static void nd_resume_after_fault(void);
 static void nd_before_kdump(void);
+static void nd_answer(size_t amount);
+static void nd_read(void);
 
 /* ---- Time ---- */
 
@@ -171,8 +174,10 @@ static void __noreturn nd_guard(void)
 static void nd_after_hang(void)
 {
 	nd.hangs++;
+	nd.tasks.hung = true;
 	if (nd.running)
 		nd_resume();
+	nd.resumed = true;
 	nd_capture_own();
 	nd.reason = "the kernel hung in its own panic";
 	nd.running = true;
@@ -230,6 +235,7 @@ static int nd_on_nmi(unsigned int type, struct pt_regs *regs)
 		return NMI_HANDLED;
 	nd.captured[cpu].held = true;
 	nd_capture(&nd.captured[cpu], regs);
+	nd_hardware_capture();
 	if (!atomic_cmpxchg(&nd.guard, 0, cpu + 1))
 		nd_guard();
 	nd_hold();
@@ -812,20 +818,28 @@ static size_t nd_read_text(u8 *to, bool from_start)
 	return bytes;
 }
 
+/* The number of the online CPU of this index; -1 if there is none. */
+static int nd_online_cpu(u64 index)
+{
+	int cpu;
+
+	for_each_online_cpu(cpu)
+		if (!index--)
+			return cpu;
+	return -1;
+}
+
 /* struct user_regs_struct begins with struct pt_regs. */
 static size_t nd_read_registers(u8 *to, u64 index)
 {
 	const struct nd_captured *captured;
 	struct nd_cpu *out = (struct nd_cpu *)to;
-	int cpu = -1;
+	int cpu = nd_online_cpu(index);
 	unsigned int i;
 
 	BUILD_BUG_ON(sizeof(struct pt_regs) != 21 * sizeof(u64));
-	do {
-		cpu = cpumask_next(cpu, cpu_online_mask);
-		if (cpu >= nr_cpu_ids)
-			return 0;
-	} while (index--);
+	if (cpu < 0)
+		return 0;
 	captured = &nd.captured[cpu];
 	memset(out, 0, sizeof(*out));
 	out->cpu = cpu;
@@ -843,6 +857,13 @@ static size_t nd_read_registers(u8 *to, u64 index)
 	for (i = 0; i < ARRAY_SIZE(captured->segments); i++)
 		out->registers[23 + i] = captured->segments[i] & 0xffff;
 	return sizeof(*out);
+}
+
+static size_t nd_read_processor(u8 *to, u64 index)
+{
+	int cpu = nd_online_cpu(index);
+
+	return cpu < 0 ? 0 : nd_hardware_read_processor(to, cpu, cpu == raw_smp_processor_id());
 }
 
 /* The text inside the ELF note that the kernel keeps for crash kernels. */
@@ -1103,56 +1124,157 @@ static void nd_print_memory(void)
 	handle_sysrq('m');
 }
 
-/* The next threads of what Alt-SysRq-t prints. Piece by piece, so that the log need not hold them all. */
+/* Asleep until something happens, and not idle: what Alt-SysRq-w prints. */
+static bool nd_is_blocked(const struct task_struct *task)
+{
+	unsigned int state = READ_ONCE(task->__state);
+
+	return (state & TASK_UNINTERRUPTIBLE) && !(state & TASK_NOLOAD);
+}
+
+static void nd_tasks_from(enum nd_tasks_pass pass)
+{
+	nd.tasks.pass = pass;
+	nd.tasks.process = next_task(&init_task);
+	nd.tasks.thread = nd.tasks.process;
+	nd.tasks.threads = 0;
+	if (pass == ND_TASKS_BLOCKED)
+		pr_info("netdump: blocked tasks\n");
+	else
+		pr_info("netdump: all tasks\n");
+}
+
+static void nd_tasks_end(void)
+{
+	nd.tasks.pass = ND_TASKS_OVER;
+	pr_info("netdump: %u threads shown, %u of them blocked\n", nd.tasks.shown, nd.tasks.blocked);
+}
+
+/* The list is left before the thread is shown, so that a fault in that costs this one only. */
+static struct task_struct *nd_next_thread(void)
+{
+	struct task_struct *thread = nd.tasks.thread;
+	bool last = false;
+
+	nd.tasks.thread = next_thread(thread);
+	if (nd.tasks.thread == nd.tasks.process) {
+		nd.tasks.process = next_task(nd.tasks.process);
+		nd.tasks.thread = nd.tasks.process;
+		last = nd.tasks.process == &init_task;
+	}
+	if (++nd.tasks.threads >= ND_THREADS_MAX || last)
+		nd.tasks.last = true;
+	return thread;
+}
+
+/*
+ * The next threads, piece by piece, so that the log need not hold them all: first the blocked ones, which most often are
+ * why somebody looks, then every one.
+ */
 static void nd_print_tasks(unsigned int threads)
 {
-	while (threads-- && !nd.tasks.ended) {
-		sched_show_task(nd.tasks.thread);
-		nd.tasks.thread = next_thread(nd.tasks.thread);
-		if (nd.tasks.thread == nd.tasks.process) {
-			nd.tasks.process = next_task(nd.tasks.process);
-			nd.tasks.thread = nd.tasks.process;
-			nd.tasks.ended = nd.tasks.process == &init_task;
+	while (threads-- && nd.tasks.pass != ND_TASKS_OVER) {
+		enum nd_tasks_pass pass = nd.tasks.pass;
+		struct task_struct *thread;
+
+		if (nd.tasks.last && pass == ND_TASKS_BLOCKED) {
+			nd.tasks.last = false;
+			nd_tasks_from(ND_TASKS_ALL);
+			return;
 		}
-		if (++nd.tasks.threads >= ND_THREADS_MAX)
-			nd.tasks.ended = true;
+		if (nd.tasks.last) {
+			nd_tasks_end();
+			return;
+		}
+		thread = nd_next_thread();
+		if (pass == ND_TASKS_BLOCKED && !nd_is_blocked(thread))
+			continue;
+		if (pass == ND_TASKS_BLOCKED)
+			nd.tasks.blocked++;
+		else
+			nd.tasks.shown++;
+		sched_show_task(thread);
 	}
+}
+
+/* Time and pieces are bounded. What is left out is told in the text itself. */
+static void nd_check_state(void)
+{
+	bool late = nd_now() - nd.tasks.begun > ND_STATE_SECONDS * USEC_PER_SEC;
+
+	if (nd.tasks.pass == ND_TASKS_OVER || (!late && nd.tasks.pieces < ND_STATE_PIECES_MAX))
+		return;
+	nd.tasks.pass = ND_TASKS_OVER;
+	pr_info("netdump: tasks cut: %u threads shown, %u of them blocked, then the limit of %u %s was reached\n",
+		nd.tasks.shown, nd.tasks.blocked, late ? ND_STATE_SECONDS : ND_STATE_PIECES_MAX, late ? "seconds" : "pieces");
 }
 
 /* As much of the log as fits, from where the last piece ended. One record is 2 KiB at most with its prefixes. */
-static size_t nd_read_log(u8 *to)
-{
-	size_t used = 0, bytes;
-
-	while (used + SZ_4K <= ND_SCRATCH_BYTES &&
-	       kmsg_dump_get_line(&nd.tasks.log, false, to + used, ND_SCRATCH_BYTES - used, &bytes))
-		used += bytes;
-	return used;
-}
-
-static size_t nd_read_state(u8 *to, bool from_start)
+static void nd_read_log(u8 *to)
 {
 	size_t bytes;
 
-	if (from_start) {
-		memset(&nd.tasks, 0, sizeof(nd.tasks));
-		kmsg_dump_rewind(&nd.tasks.log);
-		nd.tasks.log.cur_seq = nd.tasks.log.next_seq;
-		if (nd_locks_taken_over() || nd.faults || nd.hangs || nd_pool.overwritten)
-			pr_info("netdump: took over %u held locks, survived %u faults and %u hangs of its own way, left out %u parts of the transmit pool that had been overwritten\n",
-				nd_locks_taken_over(), nd.faults, nd.hangs, nd_pool.overwritten);
-		nd.tasks.process = next_task(&init_task);
-		nd.tasks.thread = nd.tasks.process;
-		nd_print_memory();
-	}
+	while (nd.tasks.used + SZ_4K <= ND_SCRATCH_BYTES &&
+	       kmsg_dump_get_line(&nd.tasks.log, false, to + nd.tasks.used, ND_SCRATCH_BYTES - nd.tasks.used, &bytes))
+		nd.tasks.used += bytes;
+}
+
+static void nd_state_begin(void)
+{
+	memset(&nd.tasks, 0, sizeof(nd.tasks));
+	nd.tasks.begun = nd_now();
+	kmsg_dump_rewind(&nd.tasks.log);
+	nd.tasks.log.cur_seq = nd.tasks.log.next_seq;
+	if (nd_locks_taken_over() || nd.faults || nd.hangs || nd_pool.overwritten)
+		pr_info("netdump: took over %u held locks, survived %u faults and %u hangs of its own way, left out %u parts of the transmit pool that had been overwritten\n",
+			nd_locks_taken_over(), nd.faults, nd.hangs, nd_pool.overwritten);
+	nd_print_memory();
+	nd_tasks_from(ND_TASKS_BLOCKED);
+}
+
+/* Fills the buffer up to where four more threads may not fit. Goes on after a fault: what is there already stays. */
+static size_t nd_read_state(u8 *to, bool from_start)
+{
+	size_t used;
+
+	/* Once only, also if the beginning does not survive. */
+	nd.step.a = false;
+	if (from_start)
+		nd_state_begin();
 	for (;;) {
 		touch_nmi_watchdog();
-		bytes = nd_read_log(to);
-		if (bytes || nd.tasks.ended)
-			return bytes;
-		nd_print_tasks(8);
+		nd_check_state();
+		nd_read_log(to);
+		used = nd.tasks.used;
+		if (used + ND_STATE_ROOM > ND_SCRATCH_BYTES || nd.tasks.pass == ND_TASKS_OVER)
+			break;
+		nd_print_tasks(4);
 		nd_interrupts_off();
 	}
+	nd.tasks.used = 0;
+	nd.tasks.pieces++;
+	return used;
+}
+
+/*
+ * After a fault or a hang in the State text. A fault costs the thread that was shown, and is told; too many of them, or one
+ * hang, end the text with what there is of it.
+ */
+static void nd_resume_state(void)
+{
+	size_t used = nd.tasks.used;
+
+	if (!nd.tasks.hung && nd.tasks.faults++ < ND_STATE_FAULTS_MAX) {
+		pr_info("netdump: a fault while this was shown: goes on with the next\n");
+		if (nd.tasks.pass == ND_TASKS_NONE)
+			nd_tasks_from(ND_TASKS_BLOCKED);
+		nd_read();
+		return;
+	}
+	nd.tasks.used = 0;
+	if (used)
+		nd_answer(used);
+	nd_core_state_faulted();
 }
 
 /* ---- The dump ---- */
@@ -1196,6 +1318,13 @@ static void nd_read(void)
 	case ND_STEP_STATE:
 		amount = nd_read_state(to, step->a);
 		break;
+	case ND_STEP_PROCESSOR:
+		amount = nd_read_processor(to, step->a);
+		break;
+	case ND_STEP_DEVICES:
+		amount = nd_hardware_read_devices(to, ND_SCRATCH_BYTES, step->a);
+		nd_interrupts_off();
+		break;
 	default:
 		amount = nd_read_pages(to, step->a, step->b, step->slot, step->filter);
 		break;
@@ -1235,10 +1364,14 @@ static u64 nd_run(void)
 /*
  * What the administrator said by panic_timeout is respected: negative is at once, positive is not before that many
  * seconds after the crash. At 0, which is "stay" to the kernel, the server's word counts, and without one the host
- * reboots, because that is what it was armed for. Returns only if it shall stay.
+ * reboots, because that is what it was armed for. Returns only if it shall stay, or if a crash kernel comes next.
  */
 static void nd_finish(u64 action)
 {
+	if (nd.kdump_last && kexec_crash_loaded() && !nd.resumed && action != ND_ACTION_HALT) {
+		nd_locks_close();
+		return;
+	}
 	while (panic_timeout > 0 && nd_now() < panic_timeout * (u64)USEC_PER_SEC)
 		touch_nmi_watchdog();
 	nd_locks_close();
@@ -1252,9 +1385,23 @@ static void nd_finish(u64 action)
 	nd_hold();
 }
 
+/* How much of what was being read counts. */
+static size_t nd_salvaged(void)
+{
+	switch (nd.step.kind) {
+	case ND_STEP_PAGES:
+		return nd.step.b;
+	case ND_STEP_DEVICES:
+		return nd_hardware_devices_read();
+	default:
+		return 0;
+	}
+}
+
 /* What the dump path was doing is given up and the rest goes on. If the core was running, its state is torn. */
 static void nd_resume(void)
 {
+	nd.resumed = true;
 	nd_interrupts_off();
 	/* The dump can do without them: its own state is whole. */
 	if (nd.last_words)
@@ -1263,11 +1410,10 @@ static void nd_resume(void)
 	if (nd.place == ND_PLACE_CORE || nd.faults + nd.hangs > ND_FAULTS_MAX)
 		nd_finish(ND_ACTION_NONE);
 	if (nd.place == ND_PLACE_READ && nd.step.kind == ND_STEP_STATE) {
-		nd.place = ND_PLACE_NETWORK;
-		nd_core_state_faulted();
+		nd_resume_state();
 	} else if (nd.place == ND_PLACE_READ) {
 		memset(nd.pages, ND_PAGE_UNREADABLE, sizeof(nd.pages));
-		nd_answer(nd.step.kind == ND_STEP_PAGES ? nd.step.b : 0);
+		nd_answer(nd_salvaged());
 	}
 	nd.place = ND_PLACE_NETWORK;
 	nd_finish(nd_run());
@@ -1392,16 +1538,11 @@ static void nd_before_kdump(void)
 	atomic_set(&nd.owner, 0);
 }
 
-static void nd_dump(void)
+/* With a device that can send. */
+static void nd_tell(void)
 {
 	static struct nd_crash crash;
-	bool console;
 
-	/* Held to the end: what the dump path prints stays in the log and costs no time on consoles. */
-	console = console_trylock();
-	console_loglevel = 1;
-	if (!nd_take_device())
-		nd_finish(ND_ACTION_NONE);
 	if (nd.keep_user)
 		nd_filter_keep();
 	nd_describe(&crash, nd.reason);
@@ -1412,6 +1553,19 @@ static void nd_dump(void)
 	nd_bench("sealed", true);
 #endif
 	nd_finish(nd.dumps ? nd_run() : ND_ACTION_STAY);
+}
+
+static void nd_dump(void)
+{
+	bool console;
+
+	/* Held to the end: what the dump path prints stays in the log and costs no time on consoles. */
+	console = console_trylock();
+	console_loglevel = 1;
+	if (nd_take_device())
+		nd_tell();
+	else
+		nd_finish(ND_ACTION_NONE);
 
 	nd_give_frames_back();
 	rcu_read_unlock();
@@ -1426,6 +1580,7 @@ static void nd_dump(void)
  */
 static void nd_crashed(const char *reason)
 {
+	nd_hardware_note();
 	nd_stop_others();
 	nd_capture_own();
 	nd.reason = reason;
@@ -1679,6 +1834,7 @@ static void nd_release(enum nd_state state)
 	nd.stack = NULL;
 	kvfree(nd.captured);
 	nd.captured = NULL;
+	nd_hardware_free();
 }
 
 static void nd_disarm(enum nd_state state)
@@ -1720,7 +1876,7 @@ static int nd_take(void)
 		return nd_refuse(-ENOMEM, "no memory for the transmit pool");
 	nd.captured = kvcalloc(nr_cpu_ids, sizeof(*nd.captured), GFP_KERNEL);
 	nd.stack = vmalloc(ND_STACK_BYTES);
-	if (!nd.captured || !nd.stack || nd_locks_find())
+	if (!nd.captured || !nd.stack || nd_hardware_take() || nd_locks_find())
 		return nd_refuse(-ENOMEM, "no memory for a stack and for %u CPUs", nr_cpu_ids);
 	nd_find_taps();
 	error = nd_find_memory();
@@ -1749,6 +1905,7 @@ static int nd_arm(const struct nd_arming *arming)
 	nd.keep_user = arming->keep_user;
 	nd.dumps = arming->dumps;
 	nd.kdump_first = arming->kdump_first;
+	nd.kdump_last = arming->kdump_last;
 	error = nd_take();
 	if (!error) {
 		error = nd_console_start();
@@ -1760,8 +1917,8 @@ static int nd_arm(const struct nd_arming *arming)
 		return error;
 	}
 	nd.armed_unix_seconds = ktime_get_real_seconds();
-	if (kexec_crash_loaded())
-		nd_refuse(0, "a crash kernel is loaded, which runs before netdump: unload it, or boot with crash_kexec_post_notifiers");
+	if (kexec_crash_loaded() && nd.kdump_first)
+		nd_refuse(0, "a crash kernel is loaded, which runs before netdump: unload it, or arm with --kdump last");
 	smp_store_release(&nd.state, ND_ARMED);
 	return 0;
 }
@@ -1856,7 +2013,7 @@ static void nd_fill_status(struct nd_status *status)
 	}
 	if (nd.captured)
 		status->other_bytes = PAGE_ALIGN(nr_cpu_ids * sizeof(*nd.captured)) + ND_STACK_BYTES +
-				      nd_console_bytes();
+				      nd_hardware_bytes() + nd_console_bytes();
 	if (nd.device) {
 		status->ifindex = nd.device->ifindex;
 		strscpy_pad(status->device, nd.device->name, sizeof(status->device));

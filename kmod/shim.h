@@ -44,6 +44,14 @@
 /* Threads whose stacks the State text may show, so that a list that is broken into a ring ends. */
 #define ND_THREADS_MAX		65536
 
+/* What the State text may take: time, pieces of it (the core takes 64), and faults in it that cost one thread each. */
+#define ND_STATE_SECONDS	20
+#define ND_STATE_PIECES_MAX	60
+#define ND_STATE_FAULTS_MAX	4
+
+/* What four threads may need in the buffer: the stack of one is seldom longer than 4 KiB as text. */
+#define ND_STATE_ROOM		SZ_16K
+
 /*
  * Pages of received frames that are remembered. Drivers use the same few again and again, once each buffer of a ring of
  * 256 has been used, whose frame, data and page may lie in three pages.
@@ -100,6 +108,14 @@ enum nd_place {
 	ND_PLACE_READ,
 };
 
+/* Which tasks the State text is showing. */
+enum nd_tasks_pass {
+	ND_TASKS_NONE,
+	ND_TASKS_BLOCKED,
+	ND_TASKS_ALL,
+	ND_TASKS_OVER,
+};
+
 /* Everything the shim has. One instance, zeroed when the module is loaded. */
 struct nd_shim {
 	/* Fixed while armed; under rtnl_lock. */
@@ -111,6 +127,7 @@ struct nd_shim {
 	bool keep_user;
 	bool dumps;
 	bool kdump_first;
+	bool kdump_last;
 	struct nd_ram ram[ND_RAM_RANGES_MAX];
 	u32 ram_ranges;
 	u64 ram_pages;
@@ -133,6 +150,8 @@ struct nd_shim {
 	bool panicking;
 	bool stopping;
 	bool running;
+	/* The dump path has begun anew on its stack: there is no way back to the panic. */
+	bool resumed;
 	/* The console's last words are being sent; the dump has not begun. */
 	bool last_words;
 	/* The first held CPU writes its number, plus one, and watches `beat` while `watched`. */
@@ -171,8 +190,19 @@ struct nd_shim {
 		struct kmsg_dump_iter log;
 		struct task_struct *process;
 		struct task_struct *thread;
+		enum nd_tasks_pass pass;
+		/* Of this pass, and those that were shown in either. */
 		u32 threads;
-		bool ended;
+		u32 shown;
+		u32 blocked;
+		/* The thread that came last is the last one of this pass. */
+		bool last;
+		bool hung;
+		u32 faults;
+		u32 pieces;
+		u64 begun;
+		/* Bytes of the piece that is being put together. */
+		size_t used;
 	} tasks;
 	struct kmsg_dump_iter text;
 	u8 frame[ND_RECEIVE_BYTES];

@@ -1,6 +1,8 @@
 //! Bytes of the wire: datagrams, replies, records, blocks, messages.
 
+use netdump::hardware::{Arrived, Hardware};
 use proto::arming::{Command, MESSAGE_BYTES, Status};
+use proto::hardware::{CONFIG_BYTES_MAX, PROCESSOR_REGISTERS_MAX};
 use proto::lz4::Table;
 use proto::record::{self, BLOCK_BYTES, Block, Codec, PFN_MAX, Record};
 use proto::reply::{REPLY_BYTES_MAX, Reply};
@@ -72,7 +74,7 @@ pub(crate) fn reply(bytes: &[u8]) {
 
 /// Records: whatever is legal is within the bounds that the rest of the server relies on.
 pub(crate) fn record(bytes: &[u8]) {
-    let mut rest = bytes;
+    let (mut rest, mut hardware) = (bytes, Arrived::default());
     while let Ok(Some(decoded)) = record::decode(rest) {
         assert!(decoded.bytes > 0 && decoded.bytes <= rest.len());
         rest = &rest[decoded.bytes..];
@@ -93,8 +95,23 @@ pub(crate) fn record(bytes: &[u8]) {
                 }
                 assert!(end <= PFN_MAX);
             }
+            Record::Processor(processor) => {
+                assert!(processor.registers.len() <= PROCESSOR_REGISTERS_MAX);
+                hardware.cpu(&processor);
+            }
+            Record::Devices { devices, .. } => {
+                for device in devices {
+                    let read = usize::from(device.head.read.get());
+                    assert!(device.config.len() <= read && read <= CONFIG_BYTES_MAX);
+                    hardware.device(&device);
+                }
+            }
             _ => {}
         }
+    }
+    // Whatever a host says its hardware is can be told in words.
+    if !hardware.is_empty() {
+        assert!(!Hardware::of(&hardware).to_string().is_empty());
     }
 }
 

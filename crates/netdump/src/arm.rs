@@ -51,6 +51,17 @@ pub struct Request {
     pub syslog_format: Format,
     /// Messages of a higher level are not sent.
     pub console_level: u8,
+    /// When a crash kernel runs; `None` leaves it to the kernel's settings.
+    pub kdump: Option<Kdump>,
+}
+
+/// When a crash kernel runs, if one is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kdump {
+    /// At once; there is no dump of ours.
+    First,
+    /// After our dump, instead of a reboot.
+    Last,
 }
 
 /// An arming that the module took.
@@ -129,6 +140,7 @@ pub fn arm(request: &Request) -> Result<Armed> {
     let syslog = find_syslog(request, &ways)?;
     let way = ways.first().or(syslog.as_ref());
     let way = way.context("nobody to send to is named: give --server or --syslog")?;
+    request.kdump.map_or(Ok(()), order_kdump)?;
     let arming = arming(key.as_ref(), &ways, syslog.as_ref(), request)?;
     let host = field(&arming.host);
     let (datagram_bytes, sessions) = (arming.datagram_bytes, sessions(&arming));
@@ -300,6 +312,7 @@ fn arming(
             keys: log_keys.filter(|_| request.console),
             syslog: syslog.map(|way| (request.syslog_format, syslog_server(way))),
             kdump_first: !crash_kernel_waits()?,
+            kdump_last: request.kdump == Some(Kdump::Last),
         },
     })
 }
@@ -312,6 +325,16 @@ fn syslog_server(way: &Way) -> Server {
         server: NO_KEY,
     };
     server_on(way, SessionId::default(), keys)
+}
+
+/// Has the kernel run a crash kernel before the panic notifiers, of which we are one, or after them. A
+/// kernel without this setting cannot run one.
+fn order_kdump(kdump: Kdump) -> Result<()> {
+    let word = if kdump == Kdump::Last { "Y" } else { "N" };
+    match fs::write(POST_NOTIFIERS_PATH, word) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written.with_context(|| format!("cannot write {word} to {POST_NOTIFIERS_PATH}")),
+    }
 }
 
 /// Whether a crash kernel, if one is loaded, runs after the panic notifiers and so after us.

@@ -4,12 +4,13 @@
 //! kernel [`module`], and [`arm`], which brings them together. On a server: [`serve`], with hosts'
 //! logs in [`console`] (shown by [`log`]), [`forward`], which gives them on, and its [`config`], and
 //! [`operate`], which asks a running one. Of both: [`status`]. From a file to a server, as a host would: [`send`].
-//! Anywhere: [`triage`].
+//! Anywhere: [`triage`], and [`hardware`], which it looks at too.
 
 pub mod arm;
 pub mod config;
 pub mod console;
 pub mod forward;
+pub mod hardware;
 pub mod key;
 pub mod log;
 pub mod module;

@@ -253,6 +253,11 @@ struct ArmArgs {
     /// Send no kernel messages of a level above this one: 7 is all.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u8).range(0..=7))]
     console_level: u8,
+    /// When a crash kernel runs, if one is loaded: `first`, and then there is no dump of ours, or
+    /// `last`, after our dump, instead of a reboot. This is set in the kernel and stays; not given, it
+    /// is left as it is.
+    #[arg(long, value_enum)]
+    kdump: Option<arm::Kdump>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -359,6 +364,7 @@ fn run_arm(args: ArmArgs) -> Result<()> {
             SyslogFormat::Rfc5424
         },
         console_level: args.console_level,
+        kdump: args.kdump,
     })?;
     print(args.json, &armed)
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
+use crate::hardware::Hardware;
 use crate::operate::{self, table};
 use crate::serve::directory::{CrashDir, SESSION_FILE, SessionFile};
 use crate::serve::signatures::{Entries, Entry, Ruling, stored};
@@ -31,6 +32,8 @@ pub struct Shown {
     crash: String,
     #[serde(flatten)]
     file: SessionFile,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hardware: Option<Hardware>,
 }
 
 /// The signatures that the server in `dumpdir` knows, or knew when it ended.
@@ -54,7 +57,7 @@ pub fn signatures(dumpdir: &Path) -> Result<Signatures> {
 /// The record of the crash with this name.
 ///
 /// # Errors
-/// There is no such crash, or its record cannot be read.
+/// There is no such crash, or its record or what is kept of its hardware cannot be read.
 pub fn show(dumpdir: &Path, crash: &str) -> Result<Shown> {
     let is_name = !crash.is_empty() && !crash.contains('/') && crash != "..";
     ensure!(
@@ -71,6 +74,7 @@ pub fn show(dumpdir: &Path, crash: &str) -> Result<Shown> {
     Ok(Shown {
         crash: crash.to_owned(),
         file,
+        hardware: Hardware::read(dir.path())?,
     })
 }
 
@@ -112,7 +116,11 @@ impl fmt::Display for Signatures {
 
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { crash, file } = self;
+        let Self {
+            crash,
+            file,
+            hardware,
+        } = self;
         let summary = &file.summary;
         let wanted = file.verdict.as_ref().map(crate::serve::verdict::Want::name);
         let (verdict, why) = wanted.unwrap_or(("undecided", None));
@@ -145,7 +153,11 @@ impl fmt::Display for Shown {
             .into_iter()
             .map(|(name, value)| vec![name.to_owned(), value])
             .collect();
-        f.write_str(&table(&rows))
+        f.write_str(&table(&rows))?;
+        match hardware {
+            Some(hardware) => write!(f, "\n{hardware}"),
+            None => Ok(()),
+        }
     }
 }
 

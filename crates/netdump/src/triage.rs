@@ -17,6 +17,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use rustix::process::{Resource, Rlimit, nice, setrlimit};
 use serde::Serialize;
 
+use crate::hardware::Hardware;
+
 /// The lowest priority.
 const LOWEST: i32 = 19;
 /// Bytes that are read at a time.
@@ -100,7 +102,8 @@ pub fn into(folder: &Path, file: &Path) -> Result<()> {
     setrlimit(Resource::As, limit(MEMORY_MAX)).context("cannot limit memory")?;
     setrlimit(Resource::Cpu, limit(CPU_SECONDS_MAX)).context("cannot limit time")?;
     nice(LOWEST).context("cannot lower the priority")?;
-    let told = tell(file, file.display().to_string())?;
+    let mut told = tell(file, file.display().to_string())?;
+    told.hardware = suspicions(folder);
     for (name, form) in [("report.txt", Form::Tasks), ("report.json", Form::Json)] {
         let path = folder.join(name);
         let aside = folder.join(format!("{name}.new"));
@@ -109,6 +112,15 @@ pub fn into(folder: &Path, file: &Path) -> Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// What the hardware of the crash in `folder` says against itself. That its file is malformed keeps
+/// nobody from the rest of the report.
+fn suspicions(folder: &Path) -> Vec<String> {
+    match Hardware::read(folder) {
+        Ok(hardware) => hardware.map_or_else(Vec::new, |hardware| hardware.suspicions()),
+        Err(error) => vec![format!("unknown: {error:#}")],
+    }
 }
 
 /// Prints a text; false when nobody reads any more, as behind `head`.
@@ -216,6 +228,9 @@ struct Told {
     family: Option<String>,
     reports: Vec<Report>,
     reports_dropped: u64,
+    /// What the hardware says against itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hardware: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     /// Of a vmcore, what its memory says.
@@ -238,6 +253,7 @@ impl Told {
             family: signature.map(|signature| signature.family.clone()),
             reports: findings.reports.clone(),
             reports_dropped: findings.reports_dropped,
+            hardware: Vec::new(),
             error: None,
             memory: None,
         }
@@ -323,6 +339,9 @@ impl fmt::Display for Told {
                 "  {what:<10} {}{times}, line {}",
                 report.title, report.line_number
             )?;
+        }
+        for suspicion in &self.hardware {
+            writeln!(f, "  hardware   {suspicion}")?;
         }
         if self.reports_dropped > 0 {
             writeln!(f, "  and {} more reports", self.reports_dropped)?;

@@ -73,6 +73,8 @@ pub struct Console {
     /// A crash kernel, if one is loaded, runs before the panic notifiers. Then the last messages must
     /// go out before it, and there is no dump of ours.
     pub kdump_first: bool,
+    /// A crash kernel, if one is loaded, runs after our dump, instead of a reboot.
+    pub kdump_last: bool,
 }
 
 impl Console {
@@ -82,6 +84,7 @@ impl Console {
         keys: None,
         syslog: None,
         kdump_first: false,
+        kdump_last: false,
     };
 }
 
@@ -186,7 +189,9 @@ struct Message {
     console_sealed: u8,
     /// 0 is no syslog server.
     syslog_format: u8,
-    kdump_first: u8,
+    /// When a crash kernel runs, if one is loaded: 0 never, because a reboot comes before it;
+    /// [`KDUMP_FIRST`] or [`KDUMP_LAST`].
+    kdump: u8,
     log_client_key: [u8; KEY_BYTES],
     log_server_key: [u8; KEY_BYTES],
     syslog: RawServer,
@@ -208,6 +213,8 @@ struct RawServer {
     server_key: [u8; KEY_BYTES],
 }
 
+const KDUMP_FIRST: u8 = 1;
+const KDUMP_LAST: u8 = 2;
 const LEVEL_MAX: u8 = 7;
 const FORMAT_RFC3164: u8 = 1;
 const FORMAT_RFC5424: u8 = 2;
@@ -320,7 +327,7 @@ impl Message {
     }
 
     fn console(&self) -> Result<Console, Refusal> {
-        if self.console_level > LEVEL_MAX || self.console_sealed > 1 || self.kdump_first > 1 {
+        if self.console_level > LEVEL_MAX || self.console_sealed > 1 || self.kdump > KDUMP_LAST {
             return Err(Refusal::Console);
         }
         let format = match self.syslog_format {
@@ -340,13 +347,18 @@ impl Message {
                 server: self.log_server_key,
             }),
             syslog,
-            kdump_first: self.kdump_first == 1,
+            kdump_first: self.kdump == KDUMP_FIRST,
+            kdump_last: self.kdump == KDUMP_LAST,
         })
     }
 
     fn put_console(&mut self, console: &Console) {
         self.console_level = console.level;
-        self.kdump_first = console.kdump_first.into();
+        self.kdump = match (console.kdump_first, console.kdump_last) {
+            (true, _) => KDUMP_FIRST,
+            (false, true) => KDUMP_LAST,
+            (false, false) => 0,
+        };
         if let Some(keys) = &console.keys {
             self.console_sealed = 1;
             self.log_client_key = keys.client;

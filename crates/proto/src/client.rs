@@ -20,7 +20,7 @@ mod walk;
 mod window;
 
 use crate::arming::Server;
-use crate::client::composer::{Composer, Next};
+use crate::client::composer::{Composer, Next, Told};
 use crate::client::window::Window;
 use crate::keys::KEY_BYTES;
 use crate::record::{BLOCK_BYTES, Hello, Totals};
@@ -120,6 +120,12 @@ pub enum Want {
     },
     /// The pages that the dump path itself writes: [`crate::record::WrittenRange`]s.
     Written,
+    /// The hardware state of the n-th CPU: the body of a [`crate::record::Kind::Processor`]. No
+    /// bytes: there is no more.
+    Processor(u32),
+    /// The next devices' configuration spaces: the body of a [`crate::record::Kind::Devices`]. No
+    /// bytes: there is no more.
+    Devices,
     /// The next piece of the State text; the first request makes the kernel write it. No bytes:
     /// there is no more.
     State,
@@ -190,6 +196,8 @@ pub struct Client<K = [u8; KEY_BYTES]> {
     window: Window,
     verdict: Verdict,
     action: Action,
+    /// The server knows the records of hardware state.
+    knows_hardware: bool,
     give_up: Micros,
     heard_at: Instant,
     heard: Option<Heard>,
@@ -238,6 +246,7 @@ impl<K: PacketKey> Client<K> {
             window: Window::new(),
             verdict: Verdict::Undecided,
             action: Action::None,
+            knows_hardware: false,
             give_up: Micros::new(0),
             heard_at: Instant::from_micros(0),
             heard: None,
@@ -263,6 +272,7 @@ impl<K: PacketKey> Client<K> {
         self.window.start(start.first, start.pool_slots);
         self.verdict = Verdict::Undecided;
         self.action = Action::None;
+        self.knows_hardware = false;
         self.give_up = start.give_up;
         self.heard_at = now;
         self.heard = None;
@@ -385,10 +395,12 @@ impl<K: PacketKey> Client<K> {
             return Step::WaitUntil(now + BUSY_WAIT);
         };
         while let Some(room) = room(buffer, self.filled, self.payload_bytes) {
-            match self
-                .composer
-                .next(self.verdict, self.window.is_empty() && self.filled == 0)
-            {
+            let told = Told {
+                verdict: self.verdict,
+                settled: self.window.is_empty() && self.filled == 0,
+                knows_hardware: self.knows_hardware,
+            };
+            match self.composer.next(told) {
                 Next::Bytes(bytes) => {
                     let taken = copy_prefix(room, bytes);
                     self.composer.consume(taken);
@@ -496,6 +508,7 @@ impl<K: PacketKey> Client<K> {
         self.heard_at = now;
         self.verdict = reply.verdict;
         self.action = reply.action;
+        self.knows_hardware = reply.knows_hardware;
         self.window.set_patience(match reply.verdict {
             Verdict::Wait { seconds } => Micros::from_secs(seconds.into()),
             Verdict::Undecided

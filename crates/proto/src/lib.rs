@@ -26,6 +26,7 @@
 pub mod arming;
 pub mod client;
 pub mod console;
+pub mod hardware;
 pub mod keys;
 pub mod lz4;
 pub mod record;

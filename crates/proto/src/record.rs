@@ -16,6 +16,7 @@ use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::arming::{Address, SERVERS_MAX};
+use crate::hardware::{Devices, Processor};
 use crate::reply::PULL_RANGES_MAX;
 use crate::units::{PAGE_BYTES, Pfn};
 
@@ -82,6 +83,12 @@ pub enum Kind {
     PullBegin = 14,
     /// The pull's pages are sent. Argument: its number. Body: [`Totals`] over them.
     PullEnd = 15,
+    /// What a reboot destroys of one CPU: [`Processor`]. Argument: the CPU's number. Only for a
+    /// server that says that it knows hardware state.
+    Processor = 16,
+    /// Configuration spaces of PCI devices: [`Devices`]. Argument: piece number, ascending. Only for
+    /// such a server.
+    Devices = 17,
 }
 
 impl Kind {
@@ -102,6 +109,8 @@ impl Kind {
             13 => Self::End,
             14 => Self::PullBegin,
             15 => Self::PullEnd,
+            16 => Self::Processor,
+            17 => Self::Devices,
             _ => return None,
         })
     }
@@ -521,6 +530,15 @@ pub enum Record<'a> {
         /// Over the pull's pages.
         totals: Totals,
     },
+    /// See [`Kind::Processor`].
+    Processor(Processor<'a>),
+    /// See [`Kind::Devices`].
+    Devices {
+        /// Ascending from 0.
+        piece: u64,
+        /// The devices.
+        devices: Devices<'a>,
+    },
 }
 
 /// A block as it was sent.
@@ -677,6 +695,11 @@ impl RawRecord {
                 number: self.pull_number()?,
                 totals: Totals::read_from_bytes(body).or(Err(length))?,
             },
+            Kind::Processor => Record::Processor(self.processor(body)?),
+            Kind::Devices => Record::Devices {
+                piece: argument,
+                devices: Devices::decode(body).ok_or(length)?,
+            },
         })
     }
 
@@ -689,6 +712,14 @@ impl RawRecord {
             return Err(self.argument_wrong());
         }
         Ok(cpu)
+    }
+
+    fn processor<'a>(&self, body: &'a [u8]) -> Result<Processor<'a>, Malformed> {
+        let processor = Processor::decode(body).ok_or_else(|| self.length_wrong())?;
+        if processor.cpu >= CPUS_MAX || u64::from(processor.cpu) != self.argument.get() {
+            return Err(self.argument_wrong());
+        }
+        Ok(processor)
     }
 
     fn block<'a>(&self, body: &'a [u8]) -> Result<Block<'a>, Malformed> {

@@ -4,7 +4,7 @@
 //! ```text
 //!  byte 0      8             16       24            28        30        31       32         34       36     40       42       44
 //!       +------+-------------+--------+-------------+---------+---------+--------+----------+--------+------+--------+--------+ - - - - + - - - -
-//!       | next | credit end  | latest | delay (us)  | attempt | verdict | action | argument | length | pull | ranges | (zero) | bitmap  | ranges
+//!       | next | credit end  | latest | delay (us)  | attempt | verdict | action | argument | length | pull | ranges | known  | bitmap  | ranges
 //!       +------+-------------+--------+-------------+---------+---------+--------+----------+--------+------+--------+--------+ - - - - + - - - -
 //! ```
 
@@ -35,6 +35,9 @@ pub const PULL_RANGES_MAX: usize = 8;
 pub const WAIT_SECONDS_MAX: u16 = 300;
 /// Packets a client may send before the first reply.
 pub const FIRST_CREDIT_PACKETS: u64 = 32;
+
+/// Bit of what the server knows: the records of hardware state.
+pub const KNOWN_HARDWARE: u16 = 1;
 
 /// What the server wants of the crash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +114,8 @@ pub struct Reply {
     pub verdict: Verdict,
     /// What the host does in the end.
     pub action: Action,
+    /// The server knows the records of hardware state.
+    pub knows_hardware: bool,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -127,7 +132,7 @@ struct RawReply {
     bitmap_bytes: U16,
     pull: U32,
     pull_ranges: U16,
-    reserved: U16,
+    known: U16,
 }
 
 /// A reply that was opened.
@@ -168,6 +173,11 @@ impl Reply {
             Action::Halt => 2,
             Action::Stay => 3,
         };
+        let known = if self.knows_hardware {
+            KNOWN_HARDWARE
+        } else {
+            0
+        };
         let raw = RawReply {
             next: self.next.0.into(),
             credit_end: self.credit_end.0.into(),
@@ -180,7 +190,7 @@ impl Reply {
             bitmap_bytes: bitmap_bytes.into(),
             pull: pull.number.into(),
             pull_ranges: pull_ranges.into(),
-            reserved: U16::ZERO,
+            known: known.into(),
         };
         let payload = datagram.get_mut(HEADER_BYTES.checked_add(INCARNATION_BYTES)?..)?;
         raw.write_to_prefix(payload).ok()?;
@@ -236,6 +246,7 @@ impl Reply {
             attempt: raw.attempt.get(),
             verdict,
             action,
+            knows_hardware: raw.known.get() & KNOWN_HARDWARE != 0,
         };
         let number = raw.pull.get();
         Some(Opened {

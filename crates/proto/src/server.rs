@@ -208,6 +208,7 @@ impl<K: PacketKey> Session<K> {
             attempt: self.attempt,
             verdict: self.verdict,
             action: self.action,
+            knows_hardware: true,
         };
         let mut bitmap = [0; BITMAP_BYTES_MAX];
         let used = self.bitmap(written, &mut bitmap);

@@ -331,7 +331,8 @@ impl Host {
             Want::Registers(index) if u64::from(index) < self.options.cpus => {
                 fill(scratch, cpu(index).as_bytes())
             }
-            Want::Registers(_) => 0,
+            // Processors and devices: a simulated host has no hardware.
+            Want::Registers(_) | Want::Processor(_) | Want::Devices => 0,
             Want::Notes => fill(scratch, NOTES.as_bytes()),
             Want::MemoryMap => fill(scratch, self.memory.ranges().as_bytes()),
             Want::Written => {

@@ -169,7 +169,8 @@ impl Model {
                     "the memory map is another".into()
                 })?;
             }
-            Record::Written(_) => {}
+            // Its hosts have no hardware.
+            Record::Written(_) | Record::Processor(_) | Record::Devices { .. } => {}
             Record::Pages(block) => {
                 let mut out = [0; BLOCK_BYTES];
                 let pages = block

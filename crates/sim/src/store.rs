@@ -97,7 +97,9 @@ fn write(
             | Record::State { .. }
             | Record::End(_)
             | Record::PullBegin { .. }
-            | Record::PullEnd { .. } => {}
+            | Record::PullEnd { .. }
+            | Record::Processor(_)
+            | Record::Devices { .. } => {}
         }
     }
     Ok(())

@@ -469,6 +469,45 @@ static int do_fault_in_state(void) { return crashme_panic_later(crashme_fault_la
 static int do_hang_in_dump(void) { return crashme_panic_later(crashme_hang_later, poll_of_device(), NULL); }
 static int do_hang_in_state(void) { return crashme_panic_later(crashme_hang_later, NULL, "sched_show_task"); }
 
+/* As many threads as a busy host has, a few of them blocked, then a panic. */
+#define MANY_TASKS	3000
+#define MANY_BLOCKED	20
+
+static noinline int crashme_blocked(void *unused)
+{
+	for (;;) {
+		set_current_state(TASK_UNINTERRUPTIBLE);
+		schedule();
+	}
+	return 0;
+}
+
+static noinline int crashme_asleep(void *unused)
+{
+	for (;;) {
+		set_current_state(TASK_INTERRUPTIBLE);
+		schedule();
+	}
+	return 0;
+}
+
+static noinline int crashme_many_tasks(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < MANY_TASKS; i++) {
+		int (*body)(void *) = i < MANY_BLOCKED ? crashme_blocked : crashme_asleep;
+		struct task_struct *task = kthread_run(body, NULL, "crashme/%u", i);
+
+		if (IS_ERR(task))
+			return PTR_ERR(task);
+	}
+	/* Those that were started last have come to their sleep. */
+	schedule_timeout_uninterruptible(HZ);
+	panic("crashme: panic among %u threads", MANY_TASKS);
+	return 0;
+}
+
 static const struct {
 	const char *name;
 	int (*crash)(void);
@@ -501,6 +540,7 @@ static const struct {
 	{ "hang-in-dump", do_hang_in_dump },
 	{ "hang-in-state", do_hang_in_state },
 	{ "pool", crashme_pool },
+	{ "many-tasks", crashme_many_tasks },
 };
 
 static int crash_set(const char *value, const struct kernel_param *param)

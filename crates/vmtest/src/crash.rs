@@ -73,6 +73,12 @@ pub enum Crash {
     LinkDown,
     /// `panic()` after netdump's transmit pool was overwritten.
     Pool,
+    /// `panic()` on a host with thousands of threads.
+    ManyTasks,
+    /// `panic()` with a crash kernel loaded that runs at once: no dump of ours.
+    KdumpFirst,
+    /// `panic()` with a crash kernel loaded that runs after our dump.
+    KdumpLast,
     /// `panic()` with the module loaded but not armed, the network not configured.
     Unarmed,
 }
@@ -111,6 +117,11 @@ pub enum End {
     Dump,
     /// Nothing is sent; the kernel's own `panic=` reboots.
     Nothing,
+    /// Nothing is sent; a crash kernel runs, and reboots.
+    Capture,
+    /// A whole dump, and then a crash kernel runs, and reboots. Its start changes memory, so that is
+    /// not compared.
+    DumpThenCapture,
 }
 
 /// One line of the menu.
@@ -315,6 +326,26 @@ const MENU: &[(Crash, Facts)] = &[
     ),
     (Crash::Pool, facts("pool", "crashme_pool", On::Init)),
     (
+        Crash::ManyTasks,
+        facts("many-tasks", "crashme_many_tasks", On::Init),
+    ),
+    (
+        Crash::KdumpFirst,
+        Facts {
+            by: By::CrashmeAs("panic"),
+            end: End::Capture,
+            ..facts("kdump-first", "crashme_panic", On::Init)
+        },
+    ),
+    (
+        Crash::KdumpLast,
+        Facts {
+            by: By::CrashmeAs("panic"),
+            end: End::DumpThenCapture,
+            ..facts("kdump-last", "crashme_panic", On::Init)
+        },
+    ),
+    (
         Crash::Unarmed,
         Facts {
             by: By::CrashmeAs("panic"),
@@ -358,10 +389,35 @@ impl Crash {
             Self::LinkDown,
             Self::Spinners,
             Self::Together,
+            Self::ManyTasks,
         ];
         self.facts().settings.is_empty()
             && !waits.contains(&self)
             && !matches!(self.facts().by, By::Monitor(_))
+    }
+
+    /// When a crash kernel is to run, as `netdump arm --kdump` has it; `None` if there is none.
+    #[must_use]
+    pub const fn kdump(self) -> Option<&'static str> {
+        if matches!(self, Self::KdumpFirst) {
+            Some("first")
+        } else if matches!(self, Self::KdumpLast) {
+            Some("last")
+        } else {
+            None
+        }
+    }
+
+    /// Threads that the State text must show at least; `None` if it is what fails.
+    #[must_use]
+    pub const fn threads_min(self) -> Option<u64> {
+        if matches!(self, Self::FaultInState | Self::HangInState) {
+            None
+        } else if matches!(self, Self::ManyTasks) {
+            Some(3000)
+        } else {
+            Some(30)
+        }
     }
 
     /// Whether the dump path itself faults.

@@ -258,6 +258,10 @@ struct Options {
     /// The guest sends its kernel messages live, and they must all be in the server's log of it
     #[arg(long)]
     console: bool,
+    /// So many cycles of loading, arming and unloading the module before the crash, with traffic, and
+    /// with the network card going down and away
+    #[arg(long, default_value_t = 0)]
+    stress: u32,
     /// The kernel with symbols; without it drgn and crash cannot read
     #[arg(long)]
     vmlinux: Option<PathBuf>,
@@ -436,6 +440,7 @@ fn plan(options: &Options, faults: Faults) -> Plan {
         arm_filter: options.arm_filter,
         keep_user: options.keep_user,
         console: options.console,
+        stress: options.stress,
         vmlinux: options.vmlinux.clone(),
         drgn: options.drgn.clone(),
         makedumpfile: options.makedumpfile.clone(),

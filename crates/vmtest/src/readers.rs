@@ -40,6 +40,9 @@ pub type Complaints = Vec<String>;
 
 /// No stock kernel runs with fewer tasks: kthreadd alone starts more.
 const TASKS_MIN: usize = 30;
+/// Titles of the two lists of tasks at the end of a crash's log.
+const BLOCKED_TASKS: &str = "netdump: blocked tasks";
+const ALL_TASKS: &str = "netdump: all tasks";
 /// How a kernel begins the message of its end.
 const PANIC: &str = "Kernel panic - not syncing";
 const DRGN_SCRIPT: &str = include_str!("drgn.py");
@@ -307,6 +310,42 @@ fn judge_tasks(names: &[&str]) -> Complaints {
     complaints
 }
 
+/// The tasks at the end of the log: first the blocked ones, then as many as the text itself says,
+/// `threads_min` at least.
+#[must_use]
+pub fn judge_state(log: &str, threads_min: u64) -> Complaints {
+    let mut complaints = Vec::new();
+    let Some((_, state)) = log.split_once(BLOCKED_TASKS) else {
+        return vec![format!("the log does not say {BLOCKED_TASKS:?}")];
+    };
+    let (blocked, all) = state.split_once(ALL_TASKS).unwrap_or((state, ""));
+    let shown = |line: &str| -> Option<u64> {
+        let (before, _) = line.split_once(" threads shown")?;
+        before.rsplit(' ').next()?.parse().ok()
+    };
+    // What was cut by a limit says so in another line with the same words.
+    match all.lines().find_map(shown) {
+        None => complaints.push("the tasks do not end with their number".to_owned()),
+        Some(shown) if shown < threads_min => {
+            complaints.push(format!(
+                "{shown} threads are shown, at least {threads_min} exist"
+            ));
+        }
+        Some(shown) => {
+            let told = all.lines().filter(|line| line.contains(" state:")).count();
+            if u64::try_from(told).unwrap_or(0) != shown {
+                complaints.push(format!(
+                    "{told} tasks are in the log, {shown} are said to be"
+                ));
+            }
+        }
+    }
+    if blocked.lines().any(|line| line.contains(" state:S")) {
+        complaints.push("a task that sleeps is among the blocked ones".to_owned());
+    }
+    complaints
+}
+
 /// Every kernel message of the console must be in the log.
 #[must_use]
 pub fn judge_log(log: &str, console: &[String]) -> Complaints {
@@ -405,6 +444,26 @@ pub fn console_messages(console: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tasks_that_are_not_told_are_missed() {
+        let text = |shown: u32, second: &str| {
+            format!(
+                "[ 1.0] netdump: blocked tasks\n[ 1.1] task:x state:D stack:0\n[ 1.1] netdump: all tasks\n\
+                 [ 1.1] task:x state:D stack:0\n[ 1.2] task:y {second} stack:0\n[ 1.3] netdump: {shown} \
+                 threads shown, 1 of them blocked\n"
+            )
+        };
+        assert_eq!(judge_state(&text(2, "state:S"), 2), [""; 0]);
+        assert_eq!(judge_state(&text(2, "state:S"), 3).len(), 1);
+        assert_eq!(judge_state(&text(3, "state:S"), 2).len(), 1);
+        assert_eq!(judge_state(&text(2, ""), 2).len(), 1);
+        let sleeps = text(2, "state:S").replacen("state:D", "state:S", 1);
+        assert_eq!(judge_state(&sleeps, 2).len(), 1);
+        let cut = text(2, "state:S").replace("netdump: 2 threads shown, 1 of them blocked", "");
+        assert_eq!(judge_state(&cut, 2).len(), 1);
+        assert_eq!(judge_state("nothing", 2).len(), 1);
+    }
 
     #[test]
     fn console_messages_are_told_from_other_text() {

@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::agreement;
 use crate::crash::{By, Crash, End, On};
 use crate::frame::Mac;
+use crate::hardware;
 use crate::initramfs::Initramfs;
 use crate::kernel::KernelView;
 use crate::link::{Door, Link, Marker};
@@ -31,8 +32,10 @@ use crate::road::{Faults, Mishaps};
 use crate::rules::{Rules, bounce_buffers, buffer_blocks};
 use crate::server::{self, Listen, Server, Session};
 use crate::stage::{
-    CRASH_DELAY, Fill, Kernel, Network, ORDERS_PATH, Orders, Over, PatternRun, Stage,
+    CAPTURE_INITRAMFS, CAPTURE_KERNEL, CAPTURED, CRASH_DELAY, CRASH_KERNEL, Fill, Kernel, Network,
+    ORDERS_PATH, Orders, Over, PatternRun, Stage,
 };
+use crate::stress::Stress;
 use crate::symbols;
 use crate::verdict::{Observations, Verdict};
 use crate::vm::{self, Accelerator, Guest, Nic, SERIAL_CONSOLE, Vm};
@@ -78,6 +81,8 @@ pub struct Plan {
     pub keep_user: bool,
     /// Whether the guest sends its kernel messages live.
     pub console: bool,
+    /// Cycles of loading, arming and unloading before it crashes.
+    pub stress: u32,
     /// The kernel with symbols, for the readers.
     pub vmlinux: Option<PathBuf>,
     /// The words that start makedumpfile, to prove the filter.
@@ -182,6 +187,9 @@ pub struct Report {
     pub overruns: u64,
     /// Bytes of the vmcore.
     pub vmcore_bytes: u64,
+    /// What cycles of loading, arming and unloading have shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stress: Option<Stress>,
     /// The folder with everything, if it is kept.
     pub folder: Option<PathBuf>,
 }
@@ -218,7 +226,15 @@ impl Plan {
         let mut options = vec!["--filter".to_owned(), self.arm_filter.to_string()];
         options.extend(self.keep_user.then(|| "--keep-user".to_owned()));
         options.extend(self.console.then(|| "--console".to_owned()));
+        let kdump = self.crash.kdump();
+        options.extend(kdump.map(|when| format!("--kdump={when}")));
         options
+    }
+
+    /// What the guest's kernel is told.
+    fn words(&self) -> String {
+        let reserved = self.crash.kdump().map_or("", |_| CRASH_KERNEL);
+        format!("{SERIAL_CONSOLE} {reserved}")
     }
 
     /// The level of the dump: what either side leaves out.
@@ -268,6 +284,7 @@ struct Story {
     facts: Kernel,
     crash_dir: Option<PathBuf>,
     session: Option<Session>,
+    stress: Option<Stress>,
     /// What is done from outside, and how long after the guest said that it crashes; the last first.
     outside: Vec<(Duration, String)>,
     crashing: Option<Instant>,
@@ -309,6 +326,7 @@ pub fn run(
     story.seen.end = plan.crash.facts().end;
     story.outside = outside(plan.crash, plan.network);
     follow(&mut machine, &mut story, folder, progress)?;
+    story.seen.captured = console(folder).contains(CAPTURED);
     let mut report = Report {
         seed,
         ..describe(plan, &story, &machine)
@@ -320,6 +338,9 @@ pub fn run(
             wire_bytes: report.wire_bytes,
         });
         judge(plan, seed, &mut machine, &mut story, folder, &mut report)?;
+    }
+    if story.seen.end == End::DumpThenCapture {
+        story.seen.missing = story.session.as_ref().and_then(lacking);
     }
     let verdict = story.seen.verdict();
     report.verdict = verdict.name().to_owned();
@@ -363,7 +384,7 @@ fn start(plan: &Plan, seed: u64, folder: &Path) -> Result<Machine> {
         nic: plan.nic,
         cards: plan.network.cards().len(),
         accelerator,
-        words: SERIAL_CONSOLE,
+        words: &plan.words(),
     };
     let started = Instant::now();
     let vm = Vm::start(&plan.qemu, &guest, &memory, OwnedFd::from(guest_port), wire)?;
@@ -420,6 +441,9 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
     archive.file("netdump.ko", 0o600, &modules::read(&plan.module)?);
     archive.file("crashme.ko", 0o600, &modules::read(&plan.crashme)?);
     archive.copy("key", key)?;
+    if plan.crash.kdump().is_some() {
+        put_crash_kernel(plan, &mut archive)?;
+    }
     let names = archive.modules(&modules);
     let orders = Orders {
         modules: names,
@@ -428,6 +452,7 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
         seed,
         arm: plan.arm_options(),
         network: plan.network,
+        stress: plan.stress,
     };
     archive.file(
         ORDERS_PATH.trim_start_matches('/'),
@@ -435,6 +460,18 @@ fn archive(plan: &Plan, release: &str, seed: u64, key: &Path) -> Result<Vec<u8>>
         &serde_json::to_vec(&orders)?,
     );
     Ok(archive.finish())
+}
+
+/// A crash kernel, which is the guest's own, and a system for it that has nothing but the first
+/// program.
+fn put_crash_kernel(plan: &Plan, archive: &mut Initramfs) -> Result<()> {
+    let (kernel, _) = kernel_of(&plan.image)?;
+    let system = Initramfs::system(&[("init", &plan.guest_init)])?;
+    archive.directory("capture");
+    archive.copy(CAPTURE_KERNEL.trim_start_matches('/'), &kernel)?;
+    let initramfs = CAPTURE_INITRAMFS.trim_start_matches('/');
+    archive.file(initramfs, 0o600, &system.finish());
+    Ok(())
 }
 
 /// Reads the port in a thread, so that each line has the time it was told. The thread does not
@@ -558,6 +595,7 @@ fn hear(machine: &Machine, story: &mut Story) -> Result<bool> {
             Stage::Armed { status } => story.status = status,
             Stage::Pattern { pages } => story.pattern = pages,
             Stage::Kernel(facts) => story.facts = facts,
+            Stage::Stressed(found) => story.stress = Some(found),
             Stage::Crashing => {
                 story.seen.armed = true;
                 story.crashing = Some(when);
@@ -670,6 +708,7 @@ fn describe(plan: &Plan, story: &Story, machine: &Machine) -> Report {
         signs_of_life: count(&counters.signs_of_life),
         given_up: count(&counters.given_up),
         overruns: count(&counters.overruns),
+        stress: story.stress.clone(),
         ..Report::default()
     }
 }
@@ -689,6 +728,13 @@ fn megabytes(bytes: u64) -> f64 {
     f64::from(exact) * 1024.0 / 1e6
 }
 
+/// What a session lacks in the server's own words; nothing if it is complete.
+fn lacking(session: &Session) -> Option<String> {
+    let why = session.why.as_deref();
+    let why = why.unwrap_or("the server does not say why");
+    (session.state != "complete").then(|| format!("the server calls it {}: {why}", session.state))
+}
+
 /// Compares and reads the vmcore, with the machine paused.
 fn judge(
     plan: &Plan,
@@ -701,12 +747,8 @@ fn judge(
     let (Some(session), Some(crash_dir)) = (&story.session, &story.crash_dir) else {
         bail!("a session without files")
     };
-    if session.state != "complete" {
-        let why = session
-            .why
-            .clone()
-            .unwrap_or_else(|| "the server does not say why".to_owned());
-        story.seen.missing = Some(format!("the server calls it {}: {why}", session.state));
+    story.seen.missing = lacking(session);
+    if story.seen.missing.is_some() {
         return Ok(());
     }
     if !story.seen.rebooted {
@@ -754,6 +796,7 @@ fn judge(
         .map(|what| (0, format!("{} of the pattern, first: {what}", damage.len())));
     story.seen.mismatch = comparison.examples.first().cloned().or(spoiled);
     let mut unreadable = read(plan, session, &vmcore, crash_dir, folder, report)?;
+    unreadable.extend(judge_hardware(plan, machine, crash_dir)?);
     unreadable.extend(prove_filter(
         plan,
         &vmcore,
@@ -764,6 +807,26 @@ fn judge(
     )?);
     story.seen.unreadable.append(&mut unreadable);
     Ok(())
+}
+
+/// Judges what the server kept of the hardware.
+fn judge_hardware(
+    plan: &Plan,
+    machine: &mut Machine,
+    crash_dir: &Path,
+) -> Result<Vec<(String, String)>> {
+    let nothing = serde_json::json!({});
+    let pci = machine.vm.qmp.command("query-pci", &nothing)?;
+    let complaints = hardware::judge(&hardware::Wanted {
+        netdump: &plan.netdump,
+        crash_dir,
+        crash: plan.crash,
+        cpus: plan.cpus,
+        pci: &pci,
+        nic: plan.nic.name(),
+    })?;
+    let named = |why| ("hardware".to_owned(), why);
+    Ok(complaints.into_iter().map(named).collect())
 }
 
 /// What the guest's serial console wrote.
@@ -897,6 +960,14 @@ fn read(
         readers::judge_log(&String::from_utf8_lossy(&log), &console)
             .into_iter()
             .map(|why| ("log".to_owned(), why)),
+    );
+    let threads_min = plan.crash.threads_min();
+    found.extend(
+        threads_min
+            .map(|least| readers::judge_state(&String::from_utf8_lossy(&log), least))
+            .into_iter()
+            .flatten()
+            .map(|why| ("state".to_owned(), why)),
     );
     if plan.console {
         found.extend(read_streamed(crash_dir, expected.console)?);

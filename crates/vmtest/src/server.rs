@@ -126,6 +126,13 @@ impl Server {
         let address = UdpSocket::bind(if how.ip6 { "[::1]:0" } else { "127.0.0.1:0" })
             .and_then(|socket| socket.local_addr())
             .context("cannot have a port on loopback")?;
+        // A machine check is dumped like anything else here: its memory is compared too.
+        let config = folder.join("serve.toml");
+        fs::write(
+            &config,
+            format!("[signatures]\nhardware = {}\n", how.filter),
+        )
+        .context("cannot write the server's configuration")?;
         let errors = folder.join("server.log");
         let log =
             File::create(&errors).with_context(|| format!("cannot write {}", errors.display()))?;
@@ -143,6 +150,8 @@ impl Server {
             .arg(&dumpdir)
             .arg("--keys")
             .arg(&keys)
+            .arg("--config")
+            .arg(&config)
             .args(how.events.then_some("--json"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

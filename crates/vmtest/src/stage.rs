@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::crash::Crash;
 use crate::frame::Format;
+use crate::stress::Stress;
 
 /// Name of the virtio-serial port that carries the stages.
 pub const PORT_NAME: &str = "vmtest";
@@ -151,6 +152,17 @@ impl Network {
     }
 }
 
+/// What a crash kernel is told, so that the first program knows that it is in one.
+pub const CAPTURE_WORD: &str = "vmtest.capture";
+/// What the first program says there, on the serial console.
+pub const CAPTURED: &str = "guest_init: captured";
+/// Where crash kernel and its initramfs lie in the guest's own.
+pub const CAPTURE_KERNEL: &str = "/capture/vmlinuz";
+/// See [`CAPTURE_KERNEL`].
+pub const CAPTURE_INITRAMFS: &str = "/capture/initramfs";
+/// Memory kept for a crash kernel: Debian's need more than 112 MiB.
+pub const CRASH_KERNEL: &str = "crashkernel=160M";
+
 /// The guest's network card.
 pub const DEVICE: &str = "eth0";
 
@@ -169,6 +181,8 @@ pub struct Orders {
     pub arm: Vec<String>,
     /// What it is connected to.
     pub network: Network,
+    /// Cycles of loading, arming and unloading before it crashes.
+    pub stress: u32,
 }
 
 /// What lies in the guest's memory when it crashes.
@@ -225,6 +239,8 @@ pub enum Stage {
     },
     /// What the kernel says about its memory.
     Kernel(Kernel),
+    /// The cycles are over.
+    Stressed(Stress),
     /// The guest crashes when [`CRASH_DELAY`] is over.
     Crashing,
     /// The module refused to arm for this device.

@@ -56,6 +56,8 @@ pub enum Verdict {
         /// What is not found.
         why: String,
     },
+    /// The crash kernel did not run.
+    NotCaptured,
     /// The dump is good, but the machine stays dead.
     NotRebooted,
     /// Everything went well.
@@ -89,6 +91,8 @@ pub struct Observations {
     pub mismatch: Option<(u64, String)>,
     /// Each reader that did not find what must be there, and what.
     pub unreadable: Vec<(String, String)>,
+    /// The crash kernel ran.
+    pub captured: bool,
     /// The guest reset itself.
     pub rebooted: bool,
 }
@@ -121,6 +125,13 @@ impl Observations {
                 (false, false) => Verdict::NotRebooted,
             };
         }
+        if self.end == End::Capture {
+            return match (self.first_packet, self.captured) {
+                (true, _) => Verdict::Unexpected,
+                (false, true) => Verdict::Ok,
+                (false, false) => Verdict::NotCaptured,
+            };
+        }
         if !self.first_packet {
             return Verdict::NoFirstPacket;
         }
@@ -129,9 +140,7 @@ impl Observations {
                 at_mb: self.wire_mb,
             };
         }
-        if let Some(missing) = &self.missing
-            && self.end == End::Dump
-        {
+        if let Some(missing) = &self.missing {
             return Verdict::Incomplete {
                 missing: missing.clone(),
             };
@@ -148,7 +157,9 @@ impl Observations {
                 why: why.clone(),
             };
         }
-        if self.rebooted {
+        if self.end == End::DumpThenCapture && !self.captured {
+            Verdict::NotCaptured
+        } else if self.rebooted {
             Verdict::Ok
         } else {
             Verdict::NotRebooted
@@ -171,6 +182,7 @@ impl Verdict {
             Self::Incomplete { .. } => "Incomplete",
             Self::Mismatch { .. } => "Mismatch",
             Self::Unreadable { .. } => "Unreadable",
+            Self::NotCaptured => "NotCaptured",
             Self::NotRebooted => "NotRebooted",
             Self::Ok => "Ok",
         }
@@ -189,7 +201,11 @@ impl fmt::Display for Verdict {
             Self::Incomplete { missing } => write!(f, ": {missing}"),
             Self::Mismatch { pfn, what } => write!(f, " of page {pfn:#x}: {what}"),
             Self::Unreadable { by, why } => write!(f, " by {by}: {why}"),
-            Self::Unexpected | Self::NoFirstPacket | Self::NotRebooted | Self::Ok => Ok(()),
+            Self::Unexpected
+            | Self::NoFirstPacket
+            | Self::NotCaptured
+            | Self::NotRebooted
+            | Self::Ok => Ok(()),
         }
     }
 }
@@ -197,6 +213,29 @@ impl fmt::Display for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_crash_kernel_must_run_when_it_is_its_turn() {
+        let mut seen = Observations {
+            booted: true,
+            armed: true,
+            rebooted: true,
+            end: End::Capture,
+            ..Observations::default()
+        };
+        assert_eq!(seen.verdict(), Verdict::NotCaptured);
+        seen.captured = true;
+        assert_eq!(seen.verdict(), Verdict::Ok);
+        seen.first_packet = true;
+        assert_eq!(seen.verdict(), Verdict::Unexpected);
+        seen.end = End::DumpThenCapture;
+        seen.session_final = true;
+        assert_eq!(seen.verdict(), Verdict::Ok);
+        seen.captured = false;
+        assert_eq!(seen.verdict(), Verdict::NotCaptured);
+        seen.missing = Some("a page".to_owned());
+        assert_eq!(seen.verdict().name(), "Incomplete");
+    }
 
     #[test]
     fn the_first_stage_that_failed_is_named() {

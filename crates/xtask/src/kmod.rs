@@ -83,6 +83,8 @@ fn join(core: &Core, release: &str, variant: Variant) -> Result<Modules> {
             "doze.h",
             "filter.c",
             "filter.h",
+            "hardware.c",
+            "hardware.h",
             "locks.c",
             "locks.h",
             "pool.c",

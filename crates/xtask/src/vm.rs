@@ -93,6 +93,9 @@ pub(crate) struct Guest {
     /// Send the kernel's messages live; the server's log of them is compared with the serial console.
     #[arg(long)]
     pub(crate) console: bool,
+    /// So many cycles of loading, arming and unloading the module before the crash
+    #[arg(long)]
+    pub(crate) stress: Option<u32>,
     /// Read the vmcore with the kernel's symbols in drgn and crash too.
     #[arg(long)]
     pub(crate) symbols: bool,
@@ -128,6 +131,7 @@ impl Default for Guest {
             filter: None,
             arm_filter: None,
             keep_user: false,
+            stress: None,
             console: false,
             symbols: false,
             drgn_only: false,
@@ -280,6 +284,7 @@ impl Guest {
         option("fill", self.fill.clone());
         option("format", self.format.clone());
         option("filter", self.filter.map(|level| level.to_string()));
+        option("stress", self.stress.map(|cycles| cycles.to_string()));
         option("arm-filter", self.arm_filter.map(|level| level.to_string()));
         for (name, wanted) in [
             ("--keep-user", self.keep_user),

@@ -79,6 +79,8 @@ pub struct Needs {
     pub dumps: bool,
     /// A crash kernel that is loaded runs before the panic notifiers.
     pub kdump_first: bool,
+    /// A crash kernel that is loaded runs after the dump.
+    pub kdump_last: bool,
 }
 
 impl Needs {
@@ -90,6 +92,7 @@ impl Needs {
             keep_user: arming.keep_user,
             dumps: arming.servers.iter().flatten().next().is_some(),
             kdump_first: arming.console.kdump_first,
+            kdump_last: arming.console.kdump_last,
         };
         let syslog = arming.console.syslog.as_ref();
         let syslog = syslog.and_then(|(_, way)| Route::new([0; 6], arming.vlan, way));
@@ -130,6 +133,7 @@ pub struct Driver {
     /// Whether text and State have been asked for since the session began.
     text_begun: bool,
     state_begun: bool,
+    devices_begun: bool,
 }
 
 impl Driver {
@@ -149,6 +153,7 @@ impl Driver {
             asked: false,
             text_begun: false,
             state_begun: false,
+            devices_begun: false,
         }
     }
 
@@ -415,7 +420,9 @@ impl Driver {
         let begun = match want {
             Want::Text => core::mem::replace(&mut self.text_begun, true),
             Want::State => core::mem::replace(&mut self.state_begun, true),
+            Want::Devices => core::mem::replace(&mut self.devices_begun, true),
             Want::Registers(_)
+            | Want::Processor(_)
             | Want::Notes
             | Want::MemoryMap
             | Want::Pages { .. }
@@ -489,6 +496,7 @@ impl Driver {
         self.route = Route::new(crash.mac, arming.vlan, server);
         self.text_begun = false;
         self.state_begun = false;
+        self.devices_begun = false;
         self.begun_at = now;
         self.ask_at = now;
         self.asked = false;

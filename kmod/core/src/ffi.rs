@@ -36,9 +36,11 @@ const STEP_NOTES: u32 = 3;
 const STEP_MEMORY_MAP: u32 = 4;
 const STEP_WRITTEN: u32 = 5;
 const STEP_STATE: u32 = 6;
-const STEP_PAGES: u32 = 7;
-const STEP_WAIT: u32 = 8;
-const STEP_FINISHED: u32 = 9;
+const STEP_PROCESSOR: u32 = 7;
+const STEP_DEVICES: u32 = 8;
+const STEP_PAGES: u32 = 9;
+const STEP_WAIT: u32 = 10;
+const STEP_FINISHED: u32 = 11;
 
 const LANE_SEALED: u32 = 0;
 const LANE_SYSLOG: u32 = 1;
@@ -60,6 +62,7 @@ struct NdArming {
     keep_user: u32,
     dumps: u32,
     kdump_first: u32,
+    kdump_last: u32,
 }
 
 /// `struct nd_status`.
@@ -173,7 +176,7 @@ const _: () = assert!(size_of::<NdRecord>() == 24);
 const _: () = assert!(size_of::<NdWay>() == 24);
 const _: () = assert!(size_of::<NdDying>() == 32);
 const _: () = assert!(size_of::<NdClock>() == 24);
-const _: () = assert!(size_of::<NdArming>() == 24);
+const _: () = assert!(size_of::<NdArming>() == 28);
 const _: () = assert!(size_of::<NdStatus>() == 272);
 const _: () = assert!(size_of::<NdCrash>() == 544);
 const _: () = assert!(size_of::<NdStep>() == 32);
@@ -465,6 +468,7 @@ unsafe extern "C" fn nd_core_command(
             arming.keep_user = needs.keep_user.into();
             arming.dumps = needs.dumps.into();
             arming.kdump_first = needs.kdump_first.into();
+            arming.kdump_last = needs.kdump_last.into();
             COMMAND_ARM
         }
         Ok(None) => COMMAND_DISARM,
@@ -635,6 +639,8 @@ fn read_step(want: Want, from_start: bool) -> NdStep {
         Want::Notes => step(STEP_NOTES, 0),
         Want::MemoryMap => step(STEP_MEMORY_MAP, 0),
         Want::Written => step(STEP_WRITTEN, 0),
+        Want::Processor(index) => step(STEP_PROCESSOR, index.into()),
+        Want::Devices => step(STEP_DEVICES, from_start.into()),
         Want::State => step(STEP_STATE, from_start.into()),
         Want::Pages {
             first,

@@ -250,9 +250,13 @@ fn answer(client: &mut Client<RingKey>, now: Instant, want: Want, blocks: &[Vec<
             scratch[..bytes.len()].copy_from_slice(bytes);
             client.handle(now, Input::Filled(bytes.len()))
         }
-        Want::Text | Want::Registers(_) | Want::Notes | Want::Written | Want::State => {
-            client.handle(now, Input::Filled(0))
-        }
+        Want::Text
+        | Want::Registers(_)
+        | Want::Notes
+        | Want::Written
+        | Want::Processor(_)
+        | Want::Devices
+        | Want::State => client.handle(now, Input::Filled(0)),
     };
     debug_assert!(taken.is_ok(), "only datagrams are refused");
 }

@@ -234,8 +234,8 @@ impl Session {
                 self.log_left = end.saturating_sub(scratch.len());
                 fill(scratch, &self.log[self.log_left..end])
             }
-            // Nothing here writes to the memory; tasks are for who analyses.
-            Want::Written | Want::State => 0,
+            // Nothing here writes to the memory; tasks are for who analyses; the hardware was another's.
+            Want::Written | Want::State | Want::Processor(_) | Want::Devices => 0,
         };
         self.client.handle(now, Input::Filled(filled))
     }

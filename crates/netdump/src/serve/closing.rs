@@ -16,6 +16,7 @@ use super::session::{Fate, Session};
 use super::verdict::{self, Want};
 use super::writers::speak;
 use super::{report, summary};
+use crate::hardware::HARDWARE_FILE;
 
 /// Starts the closing of `session`, unless it is being closed already. `why` tells what it lacks
 /// when it did not come to its own end.
@@ -142,16 +143,18 @@ fn settle(disk: &std::sync::Mutex<super::disk::Disk>) -> Result<()> {
     };
     let synced = spool.and_then(|spool| spool.sync_data());
     synced.with_context(|| format!("cannot sync {}", path.display()))?;
-    sync_log(&dir)?;
+    for name in [LOG_FILE, HARDWARE_FILE] {
+        sync_file(&dir, name)?;
+    }
     dir.sync()
 }
 
-fn sync_log(dir: &CrashDir) -> Result<()> {
-    let path = dir.file(LOG_FILE);
+fn sync_file(dir: &CrashDir, name: &'static str) -> Result<()> {
+    let path = dir.file(name);
     if !path.exists() {
         return Ok(());
     }
-    let synced = File::open(&path).and_then(|log| log.sync_all());
+    let synced = File::open(&path).and_then(|file| file.sync_all());
     synced.with_context(|| format!("cannot sync {}", path.display()))
 }
 

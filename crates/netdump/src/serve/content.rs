@@ -16,6 +16,8 @@ use proto::record::{
 use proto::units::{PAGE_BYTES, Pfn};
 use serde::{Deserialize, Serialize};
 
+use crate::hardware::Arrived as Hardware;
+
 /// Cuts a stream that arrives in pieces into records.
 #[derive(Default)]
 pub struct RecordStream {
@@ -115,6 +117,9 @@ pub struct Content {
     /// State text that [`Self::take_state`] has not taken yet.
     state: Vec<u8>,
     state_bytes: usize,
+    hardware: Hardware,
+    /// Some of it arrived that [`Self::hardware_news`] has not told of.
+    hardware_new: bool,
 }
 
 /// Which crash a stream is about. Two streams of different crashes are never put together.
@@ -236,6 +241,8 @@ impl Content {
             text_over: false,
             state: Vec::new(),
             state_bytes: 0,
+            hardware: Hardware::default(),
+            hardware_new: false,
         }
     }
 
@@ -281,6 +288,11 @@ impl Content {
     /// The State text that arrived since the last call.
     pub fn take_state(&mut self) -> Vec<u8> {
         mem::take(&mut self.state)
+    }
+
+    /// The hardware state, if more of it arrived since the last call.
+    pub fn hardware_news(&mut self) -> Option<&Hardware> {
+        mem::take(&mut self.hardware_new).then_some(&self.hardware)
     }
 
     /// The contents of the pages of pull `number` are wanted.
@@ -346,6 +358,14 @@ impl Content {
                     .collect();
             }
             Record::State { text, .. } => self.state(text),
+            Record::Processor(processor) => {
+                self.hardware.cpu(&processor);
+                self.hardware_new = true;
+            }
+            Record::Devices { devices, .. } => {
+                devices.for_each(|device| self.hardware.device(&device));
+                self.hardware_new = true;
+            }
             Record::PullBegin { number, ranges } => self.pull_begin(number, ranges)?,
             Record::PullEnd { number, totals } => news.pulled.push(self.pull_end(number, &totals)?),
             Record::End(ending) => {

@@ -19,6 +19,7 @@ use super::registry::Over;
 use super::signatures::Ruling;
 use super::spool::SPOOL_FILE;
 use super::verdict::Want;
+use crate::hardware::HARDWARE_FILE;
 use crate::key::HostName;
 use crate::time::utc_compact;
 
@@ -256,6 +257,11 @@ impl CrashDir {
     /// matter more.
     pub fn write_log(&self, log: &[u8]) -> Result<()> {
         self.replace(LOG_FILE, log, |_| Ok(()))
+    }
+
+    /// Replaces what is kept of the hardware. It is durable like the log.
+    pub fn write_hardware(&self, json: &[u8]) -> Result<()> {
+        self.replace(HARDWARE_FILE, json, |_| Ok(()))
     }
 
     fn replace(

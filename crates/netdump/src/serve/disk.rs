@@ -17,6 +17,7 @@ use super::follow::{Follower, Plan};
 use super::hub::Hub;
 use super::log;
 use super::spool::{Origin, Reader, Spool};
+use crate::hardware::Hardware;
 
 /// See the module's documentation.
 pub struct Disk {
@@ -138,12 +139,16 @@ impl Disk {
         self.follower.take()
     }
 
-    /// Brings the log file up to what has arrived.
+    /// Brings the log file, and the one of the hardware, up to what has arrived.
     pub fn write_log(&mut self) -> Result<()> {
         if self.content.text_bytes() > self.log_written {
             let log = log::read(&self.dir.spool(self.number))?;
             self.dir.write_log(&log)?;
             self.log_written = self.content.text_bytes();
+        }
+        if let Some(hardware) = self.content.hardware_news() {
+            let json = serde_json::to_vec(&Hardware::of(hardware)).context("cannot write JSON")?;
+            self.dir.write_hardware(&json)?;
         }
         let state = self.content.take_state();
         if !state.is_empty() {

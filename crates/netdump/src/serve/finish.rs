@@ -133,7 +133,9 @@ impl Image {
             | Record::State { .. }
             | Record::End(_)
             | Record::PullBegin { .. }
-            | Record::PullEnd { .. } => {}
+            | Record::PullEnd { .. }
+            | Record::Processor(_)
+            | Record::Devices { .. } => {}
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use netdump::hardware::Hardware;
 use netdump::serve::content::RecordStream;
 use netdump::serve::spool::Reader;
 use proto::record::{Malformed, Record};
@@ -38,7 +39,8 @@ pub(crate) fn assert_whole(crash: &Path, host: &Host) {
     names.sort();
     // The reports come after the end of the session, and not at all when the server ends then.
     names.retain(|name| !name.starts_with("report."));
-    assert_eq!(names, ["log", "session.json", "vmcore"]);
+    assert_eq!(names, ["hardware.json", "log", "session.json", "vmcore"]);
+    assert_hardware(crash);
     let mut image = dump::Reader::open(&crash.join("vmcore")).unwrap();
     assert_eq!(image.cpus().len(), 2);
     assert!(!image.is_incomplete());
@@ -56,6 +58,22 @@ pub(crate) fn assert_whole(crash: &Path, host: &Host) {
             assert!(bytes == page(pfn), "page {pfn}");
         }
     }
+}
+
+/// What the test's host sends of its hardware.
+fn assert_hardware(crash: &Path) {
+    let hardware = Hardware::read(crash).unwrap().unwrap();
+    let cpus: Vec<u32> = hardware.cpus.iter().map(|cpu| cpu.cpu).collect();
+    assert_eq!(cpus, [0, 1]);
+    let registers = &hardware.cpus[1].registers;
+    assert_eq!(registers["cr0"].0, 0x0807_0605_0403_0201);
+    assert!(registers.contains_key("apic base"));
+    let device = &hardware.devices[0];
+    assert_eq!(
+        (device.address.as_str(), device.id.as_str()),
+        ("0000:00:03.0", "8086:100e")
+    );
+    assert_eq!((device.read, hardware.devices.len()), (256, 1));
 }
 
 /// Waits for the reports of a whole crash: the log names it, the memory of a test holds nothing.

@@ -129,6 +129,7 @@ impl Host {
             begin: Instant::now(),
             text: 0,
             state: 0,
+            devices: false,
             cut_until: None,
             paging: None,
             attempt: self.attempt,
@@ -233,6 +234,7 @@ struct Run<'a> {
     begin: Instant,
     text: usize,
     state: usize,
+    devices: bool,
     cut_until: Option<Instant>,
     paging: Option<(Instant, Instant)>,
     attempt: u16,
@@ -351,7 +353,9 @@ impl Run<'_> {
         let filled = match want {
             Want::Text => fill(scratch, next(&self.host.log, &mut self.text)),
             Want::Registers(index) if index < 2 => fill(scratch, cpu(index).as_bytes()),
-            Want::Registers(_) => 0,
+            Want::Processor(cpu @ 0..2) => fill(scratch, &processor(cpu)),
+            Want::Devices if !std::mem::replace(&mut self.devices, true) => fill(scratch, &DEVICE),
+            Want::Registers(_) | Want::Processor(_) | Want::Devices => 0,
             Want::Notes => fill(
                 scratch,
                 b"OSRELEASE=6.1.0-test\nPAGESIZE=4096\nNUMBER(phys_base)=0\n",
@@ -408,6 +412,19 @@ impl Run<'_> {
         self.client.handle(now, Input::Filled(filled)).unwrap();
     }
 }
+
+/// A CPU with two registers.
+fn processor(cpu: u32) -> Vec<u8> {
+    let register =
+        |space: u8, number: u8| [space, 0, 0, 0, number, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let head = u64::from(cpu).to_le_bytes();
+    [&head[..], &register(2, 0), &register(1, 0x1b)].concat()
+}
+
+/// A network card of which nothing but its name was not zero.
+const DEVICE: [u8; 16] = [
+    0, 0, 0, 0, 0, 0x18, 0, 1, 4, 0, 0, 0, 0x86, 0x80, 0x0e, 0x10,
+];
 
 fn next(pieces: &[&'static str], at: &mut usize) -> &'static [u8] {
     let piece = pieces.get(*at).copied().unwrap_or_default();

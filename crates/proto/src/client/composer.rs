@@ -20,7 +20,19 @@ use crate::units::{PAGE_BYTES, Pfn};
 const TEXT_PIECES_MAX: u64 = 32;
 /// Pieces of the State text: 4 MiB.
 const STATE_PIECES_MAX: u64 = 64;
+/// Pieces of devices: 4 MiB, of about 1000 devices with all of their configuration space.
+const DEVICE_PIECES_MAX: u64 = 64;
 const HEAD_BYTES: usize = RECORD_HEADER_BYTES + 8;
+
+/// What the server has told, and whether it has all so far.
+#[derive(Clone, Copy)]
+pub(super) struct Told {
+    pub(super) verdict: Verdict,
+    /// All bytes so far are acknowledged.
+    pub(super) settled: bool,
+    /// The server knows the records of hardware state.
+    pub(super) knows_hardware: bool,
+}
 
 /// What comes next.
 pub(super) enum Next<'a> {
@@ -44,10 +56,22 @@ enum Stage {
     MemoryMap,
     /// Waits for a verdict.
     Verdict,
+    /// It was given, and with it what the server knows.
+    Processors {
+        index: u32,
+    },
+    /// Waits for a verdict again: it may have changed.
+    Decided,
     Pages(Walk),
     Totals,
     Written,
-    /// Waits until everything so far is acknowledged: the kernel may not survive the State text.
+    /// Waits until everything so far is acknowledged: a device that does not answer may stop the
+    /// machine for good.
+    SettleDevices,
+    Devices {
+        piece: u64,
+    },
+    /// The same before the State text: the kernel may not survive it.
     Settle,
     State {
         piece: u64,
@@ -180,10 +204,10 @@ impl Composer {
             .saturating_add(body_to.saturating_sub(body_from))
     }
 
-    /// The next bytes of the stream. `settled` tells that all bytes so far are acknowledged.
-    pub(super) fn next(&mut self, verdict: Verdict, settled: bool) -> Next<'_> {
+    /// The next bytes of the stream.
+    pub(super) fn next(&mut self, told: Told) -> Next<'_> {
         while self.pending() == 0 {
-            match self.advance(verdict, settled) {
+            match self.advance(told) {
                 Advance::Composed => {}
                 Advance::Read(want) => return Next::Read(want),
                 Advance::Blocked => return Next::Blocked,
@@ -221,6 +245,8 @@ impl Composer {
         let (kind, argument, next) = match self.stage {
             Stage::Text { .. } if bytes == 0 => return self.stage = Stage::Registers { index: 0 },
             Stage::Registers { .. } if bytes == 0 => return self.stage = Stage::Notes,
+            Stage::Processors { .. } if bytes == 0 => return self.stage = Stage::Decided,
+            Stage::Devices { .. } if bytes == 0 => return self.stage = Stage::Settle,
             Stage::State { .. } if bytes == 0 => return self.stage = Stage::End(Ending::Complete),
             Stage::Text { piece } => {
                 let next = piece.saturating_add(1);
@@ -243,7 +269,22 @@ impl Composer {
                 self.ram.keep(self.scratch.get(..bytes).unwrap_or_default());
                 (Kind::MemoryMap, 0, Stage::Verdict)
             }
-            Stage::Written => (Kind::Written, 0, Stage::Settle),
+            Stage::Processors { index } => {
+                let index = index.saturating_add(1);
+                let next = Stage::Processors { index };
+                (Kind::Processor, self.cpu_number(), next)
+            }
+            Stage::Written => (Kind::Written, 0, Stage::SettleDevices),
+            Stage::Devices { piece } => {
+                let next = piece.saturating_add(1);
+                let more = Stage::Devices { piece: next };
+                let stage = if next < DEVICE_PIECES_MAX {
+                    more
+                } else {
+                    Stage::Settle
+                };
+                (Kind::Devices, piece, stage)
+            }
             Stage::State { piece } => {
                 let next = piece.saturating_add(1);
                 let more = Stage::State { piece: next };
@@ -257,8 +298,10 @@ impl Composer {
             // Nothing was asked for, or pages were: a caller's mistake that must not spoil the
             // stream.
             Stage::Verdict
+            | Stage::Decided
             | Stage::Pages(_)
             | Stage::Totals
+            | Stage::SettleDevices
             | Stage::Settle
             | Stage::End(_)
             | Stage::Done => return,
@@ -308,7 +351,8 @@ impl Composer {
     }
 
     /// Goes one step on, with nothing pending.
-    fn advance(&mut self, verdict: Verdict, settled: bool) -> Advance {
+    fn advance(&mut self, told: Told) -> Advance {
+        let verdict = told.verdict;
         if self.batch.at < self.batch.count {
             return self.compose_pages();
         }
@@ -320,8 +364,12 @@ impl Composer {
             Stage::Registers { index } => Advance::Read(Want::Registers(index)),
             Stage::Notes => Advance::Read(Want::Notes),
             Stage::MemoryMap => Advance::Read(Want::MemoryMap),
-            Stage::Verdict => match verdict {
-                Verdict::LogOnly => self.enter(Stage::Settle),
+            Stage::Verdict if told.is_decided() && told.knows_hardware => {
+                self.enter(Stage::Processors { index: 0 })
+            }
+            Stage::Processors { index } => Advance::Read(Want::Processor(index)),
+            Stage::Verdict | Stage::Decided => match verdict {
+                Verdict::LogOnly => self.enter(Stage::SettleDevices),
                 Verdict::Full { .. } => self.enter(Stage::Pages(Walk::BEGIN)),
                 Verdict::Undecided
                 | Verdict::Nothing
@@ -336,7 +384,11 @@ impl Composer {
                 self.copied_record(Kind::Totals, totals.as_bytes(), 0)
             }
             Stage::Written => Advance::Read(Want::Written),
-            Stage::Settle if settled => self.enter(Stage::State { piece: 0 }),
+            Stage::SettleDevices if !told.knows_hardware => self.enter(Stage::Settle),
+            Stage::SettleDevices if told.settled => self.enter(Stage::Devices { piece: 0 }),
+            Stage::SettleDevices => Advance::Blocked,
+            Stage::Devices { .. } => Advance::Read(Want::Devices),
+            Stage::Settle if told.settled => self.enter(Stage::State { piece: 0 }),
             Stage::Settle => Advance::Blocked,
             Stage::State { .. } => Advance::Read(Want::State),
             Stage::End(ending) => {
@@ -380,7 +432,12 @@ impl Composer {
     const fn may_pull(&self) -> bool {
         matches!(
             self.stage,
-            Stage::Verdict | Stage::Pages(_) | Stage::Settle | Stage::Done
+            Stage::Verdict
+                | Stage::Decided
+                | Stage::Pages(_)
+                | Stage::SettleDevices
+                | Stage::Settle
+                | Stage::Done
         )
     }
 
@@ -592,6 +649,13 @@ impl Composer {
     }
 }
 
+impl Told {
+    /// Whether it is known if pages are wanted.
+    const fn is_decided(self) -> bool {
+        matches!(self.verdict, Verdict::LogOnly | Verdict::Full { .. })
+    }
+}
+
 /// What came of one step.
 enum Advance {
     /// Something changed: look again.
@@ -636,6 +700,80 @@ mod tests {
     use super::*;
     use crate::record::{RamRange, Record, decode};
 
+    /// The numbers of the kinds that a server gets that knows hardware state or does not. Nothing is
+    /// acknowledged before the composer waits for it.
+    fn kinds(verdict: Verdict, knows_hardware: bool) -> Vec<u8> {
+        let mut composer = Composer::new();
+        composer.start(&zerocopy::FromZeros::new_zeroed());
+        let (mut stream, mut settled, mut devices) = (Vec::new(), false, 12);
+        while !composer.done() {
+            let told = Told {
+                verdict,
+                settled,
+                knows_hardware,
+            };
+            let want = match composer.next(told) {
+                Next::Bytes(bytes) => {
+                    stream.extend_from_slice(bytes);
+                    let taken = bytes.len();
+                    composer.consume(taken);
+                    settled = false;
+                    continue;
+                }
+                Next::Blocked => {
+                    assert!(!settled, "it waits for nothing");
+                    settled = true;
+                    continue;
+                }
+                Next::Read(want) => want,
+            };
+            composer.scratch().fill(0);
+            let bytes = match want {
+                Want::Pages { pass, .. } => {
+                    let other = (pass == Pass::Precious).then_some(PageStatus::OtherPass);
+                    composer.pages(&[other.unwrap_or(PageStatus::Unreadable)]);
+                    continue;
+                }
+                Want::MemoryMap => {
+                    composer.scratch()[8] = 1;
+                    16
+                }
+                Want::Devices => {
+                    assert!(
+                        settled || devices == 0,
+                        "all is there before devices are asked"
+                    );
+                    core::mem::take(&mut devices)
+                }
+                Want::Processor(0) => 8,
+                Want::Text
+                | Want::Registers(_)
+                | Want::Notes
+                | Want::Written
+                | Want::Processor(_)
+                | Want::State => 0,
+            };
+            composer.filled(bytes);
+        }
+        let (mut kinds, mut rest) = (vec![], stream.as_slice());
+        while let Ok(Some(decoded)) = decode(rest) {
+            kinds.push(rest[0]);
+            rest = &rest[decoded.bytes..];
+        }
+        assert!(rest.is_empty(), "{} bytes are no record", rest.len());
+        kinds
+    }
+
+    #[test]
+    fn hardware_state_goes_to_who_knows_it() {
+        let full = Verdict::Full { filter: 0 };
+        // Hello, Notes, MemoryMap, Processor, Unreadable, Totals, Written, Devices, End.
+        assert_eq!(kinds(full, true), [1, 4, 5, 16, 8, 10, 11, 17, 13]);
+        assert_eq!(kinds(full, false), [1, 4, 5, 8, 10, 11, 13]);
+        assert_eq!(kinds(Verdict::LogOnly, true), [1, 4, 5, 16, 17, 13]);
+        assert_eq!(kinds(Verdict::LogOnly, false), [1, 4, 5, 13]);
+    }
+
     /// Composes all of two ranges of which every page is excluded, answering each question for
     /// `pages` pages. Gives the runs, the excluded pages of Totals, and the questions for pages.
     fn compose(pages: u64) -> (Vec<Run>, u64, u32) {
@@ -647,7 +785,12 @@ mod tests {
         composer.start(&zerocopy::FromZeros::new_zeroed());
         let (mut stream, mut questions) = (Vec::new(), 0);
         while !composer.done() {
-            let want = match composer.next(Verdict::Full { filter: 31 }, true) {
+            let told = Told {
+                verdict: Verdict::Full { filter: 31 },
+                settled: true,
+                knows_hardware: false,
+            };
+            let want = match composer.next(told) {
                 Next::Bytes(bytes) => {
                     stream.extend_from_slice(bytes);
                     let taken = bytes.len();

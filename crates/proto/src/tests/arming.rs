@@ -56,6 +56,7 @@ fn arming() -> Arming {
             keys: Some(server(1).keys),
             syslog: Some((Format::Rfc5424, server(9))),
             kdump_first: true,
+            kdump_last: false,
         },
     }
 }
@@ -80,6 +81,13 @@ fn round_trip() {
     assert!(back.servers[2].is_none());
     assert_eq!((back.filter, back.keep_user), (8, true));
     assert_eq!((back.console.level, back.console.kdump_first), (6, true));
+    let last = decode_with(|arming| {
+        arming.console.kdump_first = false;
+        arming.console.kdump_last = true;
+    });
+    assert!(
+        matches!(last, Ok(Command::Arm(arming)) if arming.console.kdump_last && !arming.console.kdump_first)
+    );
     assert!(matches!(back.console.syslog, Some((Format::Rfc5424, _))));
     let syslog_only = decode_with(|a| a.servers = [const { None }; SERVERS_MAX]);
     assert!(syslog_only.is_ok(), "a syslog server needs no other");

@@ -6,6 +6,7 @@ use std::vec::Vec;
 use zerocopy::IntoBytes;
 
 use super::Random;
+use crate::hardware::{DeviceHead, Devices, PROCESSOR_REGISTERS_MAX};
 use crate::record::{
     self, BLOCK_BYTES, BODY_BYTES_MAX, Codec, Ending, Hello, Kind, Malformed, PFN_MAX,
     RAM_PAGES_MAX, RAM_RANGES_MAX, RECORD_HEADER_BYTES, RamRange, Record, Totals, decode, header,
@@ -212,6 +213,8 @@ fn damaged_records_never_panic() {
         ),
         record_bytes(Kind::MemoryMap, Codec::Raw, 0, 0, &[1; 32]),
         record_bytes(Kind::Registers, Codec::Raw, 0, 1, &[0; 256]),
+        record_bytes(Kind::Processor, Codec::Raw, 0, 0, &[0; 24]),
+        record_bytes(Kind::Devices, Codec::Raw, 0, 0, &[0; 24]),
         record_bytes(
             Kind::End,
             Codec::Raw,
@@ -265,6 +268,7 @@ fn replies_round_trip() {
             attempt: 3,
             verdict,
             action,
+            knows_hardware: action == Action::None,
         };
         let pull = Pull {
             number: 9,
@@ -303,7 +307,9 @@ fn the_wire_knows_every_kind_and_no_other() {
     let totals = Totals::default();
     let run = 1_u64.to_le_bytes();
     let range = [1_u64.to_le_bytes(), 1_u64.to_le_bytes()].concat();
-    let bodies: [(Kind, u64, &[u8]); 15] = [
+    let registers = [[3, 0, 0, 0, 0, 0, 0, 0].as_slice(), &[1; 32]].concat();
+    let devices = [0, 0, 0, 0, 1, 8, 4, 0, 2, 0, 0, 0, 0x86, 0x80];
+    let bodies: [(Kind, u64, &[u8]); 17] = [
         (Kind::Hello, 0, &[0; size_of::<Hello>()]),
         (Kind::Text, 0, b"text"),
         (Kind::Registers, 0, &[0; size_of::<record::Cpu>()]),
@@ -319,6 +325,8 @@ fn the_wire_knows_every_kind_and_no_other() {
         (Kind::End, 0, b""),
         (Kind::PullBegin, 4, &range),
         (Kind::PullEnd, 4, totals.as_bytes()),
+        (Kind::Processor, 3, &registers),
+        (Kind::Devices, 0, &devices),
     ];
     for (number, (kind, argument, body)) in (1..).zip(bodies) {
         let bytes = record_bytes(kind, Codec::Raw, 1, argument, body);
@@ -340,12 +348,93 @@ fn the_wire_knows_every_kind_and_no_other() {
             Record::End(_) => Kind::End,
             Record::PullBegin { .. } => Kind::PullBegin,
             Record::PullEnd { .. } => Kind::PullEnd,
+            Record::Processor(_) => Kind::Processor,
+            Record::Devices { .. } => Kind::Devices,
         };
         assert_eq!(back, kind);
     }
-    for number in (0..=u8::MAX).filter(|number| !(1..=15).contains(number)) {
+    for number in (0..=u8::MAX).filter(|number| !(1..=17).contains(number)) {
         let mut bytes = record_bytes(Kind::Text, Codec::Raw, 0, 0, b"");
         bytes[0] = number;
         assert_eq!(malformed(&bytes), Malformed::Kind(number));
+    }
+}
+
+#[test]
+fn registers_of_a_cpu_are_bounded_and_its_own() {
+    let register = [
+        1_u16.to_le_bytes().as_slice(),
+        &[0; 2],
+        &[7, 0, 0, 0],
+        &[9; 8],
+    ]
+    .concat();
+    let body = |count: usize| [2_u64.to_le_bytes().to_vec(), register.repeat(count)].concat();
+    let most = record_bytes(
+        Kind::Processor,
+        Codec::Raw,
+        0,
+        2,
+        &body(PROCESSOR_REGISTERS_MAX),
+    );
+    let Ok(Some(decoded)) = decode(&most) else {
+        panic!("as many registers as may be were refused");
+    };
+    let Record::Processor(processor) = decoded.record else {
+        panic!("it became another record");
+    };
+    assert_eq!(
+        (processor.cpu, processor.registers.len()),
+        (2, PROCESSOR_REGISTERS_MAX)
+    );
+    let first = processor.registers[0];
+    assert_eq!((first.space.get(), first.number.get()), (1, 7));
+    assert_eq!(first.value.get(), u64::from_le_bytes([9; 8]));
+    let many = record_bytes(
+        Kind::Processor,
+        Codec::Raw,
+        0,
+        2,
+        &body(PROCESSOR_REGISTERS_MAX + 1),
+    );
+    assert!(matches!(malformed(&many), Malformed::Length { .. }));
+    let other = record_bytes(Kind::Processor, Codec::Raw, 0, 3, &body(1));
+    assert!(matches!(malformed(&other), Malformed::Argument { .. }));
+    let none = record_bytes(Kind::Processor, Codec::Raw, 0, 2, &body(0));
+    assert!(decode(&none).is_ok_and(|decoded| decoded.is_some()));
+}
+
+#[test]
+fn devices_lie_one_behind_the_other() {
+    let device = |read: u16, config: &[u8]| {
+        let length = u16::try_from(config.len()).unwrap();
+        let head = DeviceHead {
+            segment: 0x1_0000.into(),
+            bus: 2,
+            devfn: 0x1b,
+            read: read.into(),
+            length: length.into(),
+            reserved: 0.into(),
+        };
+        [head.as_bytes(), config].concat()
+    };
+    let body = [
+        device(256, &[1, 2, 3]),
+        device(0, &[]),
+        device(4096, &[4; 4096]),
+    ]
+    .concat();
+    let devices = Devices::decode(&body).expect("is legal");
+    let read: Vec<(u16, usize)> = devices
+        .map(|device| (device.head.read.get(), device.config.len()))
+        .collect();
+    assert_eq!(read, [(256, 3), (0, 0), (4096, 4096)]);
+    for wrong in [
+        device(2, &[1, 2, 3]),
+        device(4097, &[1]),
+        device(256, &[1; 8])[..15].to_vec(),
+    ] {
+        let bytes = record_bytes(Kind::Devices, Codec::Raw, 0, 0, &wrong);
+        assert!(matches!(malformed(&bytes), Malformed::Length { .. }));
     }
 }

@@ -17,14 +17,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mm::MapFlags;
 use vmtest::crash::{By, Crash, End};
 use vmtest::guest::{
-    configure_network, find_port, load_module, map, memory, mount_basics, mount_here, run, tell,
-    wait_for,
+    configure_network, find_port, load_crash_kernel, load_module, map, memory, mount_basics,
+    mount_here, run, tell, wait_for,
 };
 use vmtest::pattern::{self, PAGE_SIZE};
 use vmtest::stage::{
-    CRASH_DELAY, DEVICE, FLOOD_BYTES, FLOOD_PORT, Fill, IMAGE_SYMBOLS, Kernel, Network,
-    ORDERS_PATH, Orders, PatternRun, SERVER_PORT, Stage,
+    CAPTURE_INITRAMFS, CAPTURE_KERNEL, CAPTURE_WORD, CAPTURED, CRASH_DELAY, DEVICE, FLOOD_BYTES,
+    FLOOD_PORT, Fill, IMAGE_SYMBOLS, Kernel, Network, ORDERS_PATH, Orders, PatternRun, SERVER_PORT,
+    Stage,
 };
+use vmtest::stress::stress;
 
 /// Pages of the pattern in user memory: 8 MiB.
 const USER_PATTERN_PAGES: usize = 2048;
@@ -63,6 +65,9 @@ fn main() {
 
 fn guest() -> Result<()> {
     mount_basics()?;
+    if fs::read_to_string("/proc/cmdline")?.contains(CAPTURE_WORD) {
+        return capture();
+    }
     let orders = fs::read(ORDERS_PATH).context("cannot read the orders")?;
     let orders: Orders = serde_json::from_slice(&orders).context("the orders are damaged")?;
     for module in &orders.modules {
@@ -73,10 +78,21 @@ fn guest() -> Result<()> {
         .trim()
         .to_owned();
     tell(&mut port, &Stage::Booted { kernel })?;
+    if orders.crash.kdump().is_some() {
+        let words = "console=ttyS0,115200 reset_devices nr_cpus=1 irqpoll panic=1";
+        let line = format!("{words} {CAPTURE_WORD}");
+        load_crash_kernel(CAPTURE_KERNEL, CAPTURE_INITRAMFS, &line)?;
+    }
     if orders.crash.facts().end == End::Nothing {
         load_module("/netdump.ko", "")?;
     } else if !configure_and_arm(&mut port, &orders)? {
         return Ok(());
+    }
+    if orders.stress > 0 {
+        let again = || arm(&orders.arm, orders.network).map(|_| ());
+        let found = stress(orders.network, orders.stress, &again)?;
+        println!("guest_init: {found:?}");
+        tell(&mut port, &Stage::Stressed(found))?;
     }
     let filled = fill_memory(&orders)?;
     let user = place_user_pattern(orders.seed)?;
@@ -107,6 +123,13 @@ fn guest() -> Result<()> {
         filled.map_or(0, |memory| memory.len() >> 20),
         user.memory.len()
     )
+}
+
+/// In a crash kernel: says that it runs, and what of, and reboots.
+fn capture() -> Result<()> {
+    let memory = fs::metadata("/proc/vmcore").context("no memory of another kernel")?;
+    println!("{CAPTURED} {} bytes", memory.len());
+    rustix::system::reboot(rustix::system::RebootCommand::Restart).context("cannot reboot")
 }
 
 /// Configures the network and arms; `false` if the module refused, which has been told.

@@ -97,6 +97,7 @@ fn arming() -> Arming {
             keys: Some(keys(3)),
             syslog: Some((Format::Rfc3164, way(3, 514))),
             kdump_first: false,
+            kdump_last: false,
         },
     }
 }

@@ -233,6 +233,7 @@ fn the_shim_is_told_the_longest_frame_of_all_servers() {
         keep_user: true,
         dumps: true,
         kdump_first: false,
+        kdump_last: false,
     };
     let v4 = driver.command(&message(&[server(2)]));
     assert_eq!(v4, Ok(Some(expected(1514, 1500))));
