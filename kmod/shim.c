@@ -611,6 +611,8 @@ static rx_handler_result_t nd_on_frame(struct sk_buff **pskb)
 
 	nd_touch_frame(skb);
 	bytes = nd_copy_frame(skb);
+	if (bytes && ether_addr_equal_unaligned(nd.frame, nd.device->dev_addr))
+		nd.heard_at = nd_now();
 	if (nd.place == ND_PLACE_NETWORK && bytes) {
 		nd.received = true;
 		nd.place = ND_PLACE_CORE;
@@ -742,6 +744,31 @@ static netdev_tx_t nd_transmit_once(struct sk_buff *skb, struct netdev_queue *qu
 	return result;
 }
 
+static struct net_device *nd_next_card(const struct net_device *card)
+{
+	u32 i;
+
+	for (i = 0; i < nd.cards_used; i++)
+		if (nd.cards[i] == card)
+			return nd.cards[(i + 1) % nd.cards_used];
+	return nd.cards[0];
+}
+
+/*
+ * The card that frames leave by. What a bond knew at the crash may have been old, and nobody tells of a link that goes down
+ * later, so after some silence the next card is tried.
+ */
+static struct net_device *nd_find_sender(struct sk_buff *skb)
+{
+	u64 now = nd_now();
+
+	if (nd.sender && (nd.cards_used < 2 || now < nd.heard_at + ND_SILENCE_SECONDS * USEC_PER_SEC))
+		return nd.sender;
+	nd.sender = nd.sender ? nd_next_card(nd.sender) : nd_choose_card(skb);
+	nd.heard_at = now;
+	return nd.sender;
+}
+
 /*
  * Hands a copy of a frame to the driver of a card, or of the chosen one if it is NULL, polling while its ring is full. Limits are
  * times and not counts: a busy hypervisor takes milliseconds. A frame that does not go out in time is lost, which the core expects
@@ -763,9 +790,7 @@ static void nd_send(struct net_device *card, const u8 *frame, u32 bytes, bool mo
 	skb->protocol = eth_hdr(skb)->h_proto;
 	skb_set_network_header(skb, skb->protocol == htons(ETH_P_8021Q) ? VLAN_ETH_HLEN : ETH_HLEN);
 	skb->ip_summed = CHECKSUM_NONE;
-	if (!card && !nd.sender)
-		nd.sender = nd_choose_card(skb);
-	skb->dev = card ? card : nd.sender;
+	skb->dev = card ? card : nd_find_sender(skb);
 	queue = netdev_get_tx_queue(skb->dev, 0);
 	skb_set_queue_mapping(skb, 0);
 	do {

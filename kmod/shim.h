@@ -67,6 +67,9 @@
 #define ND_CARDS_MAX		16
 #define ND_DEPTH_MAX		4
 
+/* A bond is left to its own choice for so long without a frame for this host; servers answer in milliseconds. */
+#define ND_SILENCE_SECONDS	3
+
 /* The variables of a CPU that the kernel itself and its modules have. */
 #define ND_PERCPU_BYTES		SZ_256K
 
@@ -174,8 +177,9 @@ struct nd_shim {
 	u32 faults;
 	u32 hangs;
 	bool received;
-	/* The card that frames leave by; NULL until the first one does. */
+	/* The card that frames leave by; NULL until the first one does. And when a frame for this host alone came last. */
 	struct net_device *sender;
+	u64 heard_at;
 	/* What the partner of a bond hears next, and when. */
 	u8 sign[ND_SIGN_BYTES];
 	u64 sign_at;

@@ -355,7 +355,8 @@ mod tests {
         let text = line("Refused") + &line("Refused").replace("e1000", "rtl8139");
         let page = page(&["6.1".to_owned()], &parse(&text).unwrap());
         let crashes = Crash::value_variants().len();
-        assert_eq!(page.matches(" refused |\n").count(), crashes, "{page}");
+        // The heading of a column has the word, too.
+        assert_eq!(page.matches("| refused |").count(), crashes + 1, "{page}");
         assert!(page.contains("| panic |  | Refused |"), "{page}");
         let row = format!("| 6.1 | 0 | 1 | {crashes} | 0 |");
         assert!(page.contains(&row), "{page}");

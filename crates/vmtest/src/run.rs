@@ -337,6 +337,9 @@ pub fn run(
             elapsed: machine.started.elapsed(),
             wire_bytes: report.wire_bytes,
         });
+        if let Some(vmlinux) = &plan.vmlinux {
+            symbols::add(&mut story.facts, vmlinux)?;
+        }
         judge(plan, seed, &mut machine, &mut story, folder, &mut report)?;
     }
     if story.seen.end == End::DumpThenCapture {
@@ -768,9 +771,6 @@ fn judge(
         }
     };
     let mut page = |pfn: u64, page: &mut oracle::Page| Ok(reader.read_page(Pfn(pfn), page)?);
-    if let Some(vmlinux) = &plan.vmlinux {
-        symbols::add(&mut story.facts, vmlinux)?;
-    }
     let kernel = KernelView::new(&machine.memory, &story.facts, plan.cpus);
     let written = Written::new(&session.written);
     let rings = rings(&mut machine.vm.qmp, plan.nic, &machine.memory)?;

@@ -162,10 +162,7 @@ mod tests {
         let mut facts = Kernel {
             symbols: vec![
                 (TEXT_ADDRESS + moved, TEXT.to_owned()),
-                (
-                    TEXT_ADDRESS + moved + 0x20,
-                    "known_by_another_name".to_owned(),
-                ),
+                (TEXT_ADDRESS + moved + 0x20, "known".to_owned()),
             ],
             ..Kernel::default()
         };
