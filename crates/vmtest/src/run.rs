@@ -979,16 +979,36 @@ fn read(
         );
         found.push(("session.json".to_owned(), why));
     }
+    found.extend(debuggers(plan, vmcore, &expected, report));
+    found.extend(triage(
+        plan,
+        vmcore,
+        &crash_dir.join("log"),
+        &expected,
+        report,
+    ));
+    Ok(found)
+}
+
+/// Lets drgn and crash read, where they and the kernel's symbols are given; gives who complains and
+/// why.
+fn debuggers(
+    plan: &Plan,
+    vmcore: &Path,
+    expected: &Expected<'_>,
+    report: &mut Report,
+) -> Vec<(String, String)> {
+    let mut found = Vec::new();
     for name in ["drgn", "crash"] {
         let result = match (name, &plan.vmlinux, &plan.drgn, &plan.crash_reader) {
             ("drgn", Some(vmlinux), Some(python), _) => readers::drgn(
                 python,
                 vmcore,
                 &[vmlinux, &plan.crashme, &plan.module],
-                &expected,
+                expected,
             ),
             ("crash", Some(vmlinux), _, Some(reader)) => {
-                readers::crash(reader, vmcore, vmlinux, &expected)
+                readers::crash(reader, vmcore, vmlinux, expected)
             }
             _ => {
                 report.skipped.push(format!(
@@ -1005,14 +1025,7 @@ fn read(
             Err(error) => found.push((name.to_owned(), format!("{error:#}"))),
         }
     }
-    found.extend(triage(
-        plan,
-        vmcore,
-        &crash_dir.join("log"),
-        &expected,
-        report,
-    ));
-    Ok(found)
+    found
 }
 
 /// What `netdump triage` reads in the vmcore, compared with its log and with drgn.
