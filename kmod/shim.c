@@ -1877,7 +1877,8 @@ static int nd_ignore_frame(struct sk_buff *skb, struct net_device *device, struc
 
 /*
  * The list of those who are shown all frames of all devices (`tcpdump -i any`), which no header declares: the one who joins
- * it stands behind its head. Somebody else may join in between, so it must come out the same twice.
+ * it stands behind its head. Somebody else may join in between, so it must come out the same twice. Each network namespace
+ * has a list of its own since c353e8983e0d ("net: introduce per netns packet chains"), 6.16.
  */
 static void nd_find_taps(void)
 {
@@ -1885,6 +1886,7 @@ static void nd_find_taps(void)
 	struct list_head *heads[2];
 	unsigned int i;
 
+	tap.af_packet_net = dev_net(nd.device);
 	for (i = 0; i < ARRAY_SIZE(heads); i++) {
 		dev_add_pack(&tap);
 		heads[i] = tap.list.prev;
