@@ -390,42 +390,58 @@ static noinline int crashme_double_fault(void *unused)
 	return 0;
 }
 
-static int on_cpu(int (*body)(void *), void *argument, int cpu)
+static struct task_struct *thread_on(int (*body)(void *), void *argument, int cpu)
 {
 	struct task_struct *task = kthread_create(body, argument, "crashme/%d", cpu);
 
-	if (IS_ERR(task))
-		return PTR_ERR(task);
-	kthread_bind(task, cpu);
-	wake_up_process(task);
-	return 0;
+	if (!IS_ERR(task))
+		kthread_bind(task, cpu);
+	return task;
 }
 
 static int on_last_cpu(int (*body)(void *))
 {
-	return on_cpu(body, NULL, cpumask_last(cpu_online_mask));
+	struct task_struct *task = thread_on(body, NULL, cpumask_last(cpu_online_mask));
+
+	if (IS_ERR(task))
+		return PTR_ERR(task);
+	wake_up_process(task);
+	return 0;
+}
+
+/*
+ * All threads are there before one runs, because it may take a CPU or a lock that making another one needs. The one on this
+ * CPU is woken last, because it takes the CPU away.
+ */
+static int on_all_cpus(int (*on_last)(void *), int (*on_others)(void *))
+{
+	int last = cpumask_last(cpu_online_mask), cpu, here;
+	struct task_struct **tasks = kcalloc(nr_cpu_ids, sizeof(*tasks), GFP_KERNEL);
+
+	if (!tasks)
+		return -ENOMEM;
+	for_each_online_cpu(cpu) {
+		tasks[cpu] = thread_on(cpu == last ? on_last : on_others, cpu ? NULL : &ready, cpu);
+		if (IS_ERR(tasks[cpu]))
+			return PTR_ERR(tasks[cpu]);
+	}
+	here = get_cpu();
+	for_each_online_cpu(cpu)
+		if (cpu != here)
+			wake_up_process(tasks[cpu]);
+	wake_up_process(tasks[here]);
+	put_cpu();
+	return 0;
 }
 
 static int among_spinners(void)
 {
-	int last = cpumask_last(cpu_online_mask), cpu, error = 0;
-
-	for_each_online_cpu(cpu)
-		if (cpu != last && !error)
-			error = on_cpu(crashme_spin, cpu ? NULL : &ready, cpu);
-	return error ? error : on_last_cpu(crashme_among_spinners);
+	return on_all_cpus(crashme_among_spinners, crashme_spin);
 }
 
-/* The thread on this CPU is woken last, because it takes the CPU away. */
 static int together(void)
 {
-	int here = get_cpu(), cpu, error = 0;
-
-	for_each_online_cpu(cpu)
-		if (cpu != here && !error)
-			error = on_cpu(crashme_together, NULL, cpu);
-	put_cpu();
-	return error ? error : on_cpu(crashme_together, NULL, here);
+	return on_all_cpus(crashme_together, crashme_together);
 }
 
 /* ---- The menu ---- */

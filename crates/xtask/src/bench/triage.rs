@@ -155,9 +155,7 @@ fn drgn(script: &str, file: &Path, symbols: &Path) -> Result<Cost> {
 fn release(programs: &Programs, file: &Path) -> Result<String> {
     let mut triage = Command::new(&programs.netdump);
     let told = stage::object(triage.args(["triage", "--json"]).arg(file))?;
-    let release = told
-        .pointer("/system/release")
-        .and_then(Value::as_str);
+    let release = told.pointer("/system/release").and_then(Value::as_str);
     let release = release.with_context(|| format!("{} names no kernel", file.display()))?;
     Ok(release.to_owned())
 }
