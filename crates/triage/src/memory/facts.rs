@@ -140,7 +140,9 @@ fn command_line(kernel: &mut Kernel<'_>) -> Result<String, Unread> {
 fn load(kernel: &mut Kernel<'_>) -> Result<[u64; 3], Unread> {
     let at = kernel.symbols.address("avenrun")?;
     let mut load = [0; 3];
-    for (value, place) in load.iter_mut().zip((at..).step_by(8)) {
+    for (value, offset) in load.iter_mut().zip([0, 8, 16]) {
+        // The address is the file's word, and may be the last one there is.
+        let place = at.wrapping_add(offset);
         *value = kernel.image.u64(place)?.saturating_mul(100) >> LOAD_SHIFT;
     }
     Ok(load)
